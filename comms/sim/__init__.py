@@ -1,0 +1,1 @@
+"""The virtual-time engine: warps as fibers, links as queues, one event heap, integer picoseconds."""

@@ -1,0 +1,231 @@
+"""What happens when a transfer arrives: memory changes, waiters wake, writes are acknowledged."""
+
+from typing import Any
+
+from numba import njit
+
+from comms.sim.events import push, push_launch_end, wake
+from comms.sim.ports import free_ingress, give_transfer, meter, reply
+from comms.sim.state import (
+    BUCKET,
+    BUCKET_BYTES,
+    CHANNEL,
+    CHANNEL_BYTES,
+    EV_ARRIVE,
+    FETCH_ADD,
+    NIC_IN,
+    NIC_OUT,
+    NUM_PORTS,
+    NVL_IN,
+    NVL_OUT,
+    PUT,
+    READ_DATA,
+    READ_REQUEST,
+    READS,
+    REGION,
+    REGION_BYTES,
+    ROW,
+    ROW_LATE,
+    STORE,
+    TOPK,
+    WAIT_ANY,
+    block_at,
+    cost,
+    header,
+    move,
+    port_at,
+    rank_at,
+    record_at,
+    region_at,
+    transfer_at,
+    warp_at,
+    word_at,
+)
+
+
+@njit
+def bucket_at(e: int, rank: int, offset: int) -> Any:
+    """Return the list of warps that wait for a flag, and for those that share its hash."""
+    h = header(e)
+    index = (rank * 1000003 + (offset >> 3)) % h.num_buckets
+    return record_at(h.buckets + index * BUCKET_BYTES, BUCKET)
+
+
+@njit
+def next_poll(e: int, warp: int) -> int:
+    """Return when a polling warp has the answer of its first poll from now on."""
+    w = warp_at(e, warp)
+    polls = (header(e).now - w.poll_base + header(e).poll - 1) // header(e).poll
+    return w.poll_base + polls * header(e).poll + header(e).l2
+
+
+@njit
+def word_changed(e: int, rank: int, offset: int, value: int) -> None:
+    """Wake the warps of `rank` whose wait on the word at `offset` is over."""
+    bucket = bucket_at(e, rank, offset)
+    before, warp = -1, bucket.head
+    while warp >= 0:
+        w = warp_at(e, warp)
+        after = w.next
+        if w.rank == rank and w.wait_offset == offset and value >= w.wait_value:
+            if before < 0:
+                bucket.head = after
+            else:
+                warp_at(e, before).next = after
+            if after < 0:
+                bucket.tail = before
+            wake(e, warp, next_poll(e, warp))
+        else:
+            before = warp
+        warp = after
+    r = rank_at(e, rank)
+    before, warp = -1, r.any_head
+    while warp >= 0:
+        w = warp_at(e, warp)
+        after = w.next
+        inside = offset - w.wait_offset
+        if w.state == WAIT_ANY and 0 <= inside < w.wait_count * w.wait_stride:
+            if before < 0:
+                r.any_head = after
+            else:
+                warp_at(e, before).next = after
+            wake(e, warp, next_poll(e, warp))
+        else:
+            before = warp
+        warp = after
+
+
+@njit
+def is_late(e: int, rank: int, offset: int) -> bool:
+    """Return whether a write comes after the launch whose output it is; count it if so."""
+    region = record_at(header(e).regions + region_at(e, offset) * REGION_BYTES, REGION)
+    r = rank_at(e, rank)
+    if 0 <= region.judged_after < r.launch:
+        r.late += 1
+        return True
+    return False
+
+
+@njit
+def acknowledge(e: int, warp: int, generation: int, time: int) -> None:
+    """Account an acknowledged write of `warp`; wake warps whose release waited for it."""
+    w = warp_at(e, warp)
+    b = block_at(e, w.block)
+    r = rank_at(e, w.rank)
+    w.outstanding -= 1
+    w.last_ack = max(w.last_ack, time)
+    r.outstanding -= 1
+    r.last_ack = max(r.last_ack, time)
+    if generation < b.generation:
+        b.old_outstanding -= 1
+        b.old_ack = max(b.old_ack, time)
+    if b.num_fencing > 0 and b.old_outstanding == 0:
+        before, other = -1, b.fence_head
+        while other >= 0:
+            o = warp_at(e, other)
+            after = o.next
+            if o.outstanding == 0:
+                if before < 0:
+                    b.fence_head = after
+                else:
+                    warp_at(e, before).next = after
+                b.num_fencing -= 1
+                wake(e, other, max(o.wait_value, max(o.last_ack, b.old_ack)))
+            else:
+                before = other
+            other = after
+    if r.live_warps == 0 and r.outstanding == 0:
+        push_launch_end(e, w.rank)
+
+
+@njit
+def flush_signals(e: int, key: int) -> None:
+    """Deliver the signals of a channel whose earlier puts have all arrived."""
+    c = channel_at(e, key)
+    while c.head > 0 and transfer_at(e, c.head - 1).time <= c.arrived:
+        signal = c.head - 1
+        c.head = transfer_at(e, signal).next
+        deliver(e, signal)
+
+
+@njit
+def channel_at(e: int, key: int) -> Any:
+    """Return the record of a (source, destination, channel) triple."""
+    return record_at(header(e).channels + key * CHANNEL_BYTES, CHANNEL)
+
+
+@njit
+def change_word(e: int, transfer: int) -> None:
+    """Store or add a transfer's value and wake who waited for it."""
+    t = transfer_at(e, transfer)
+    word = word_at(rank_at(e, t.dst_rank).base + t.offset)
+    word[0] = t.value if t.kind == STORE else word[0] + t.value
+    word_changed(e, t.dst_rank, t.offset, word[0])
+
+
+@njit
+def deliver(e: int, transfer: int) -> None:
+    """Apply a transfer that has arrived."""
+    t = transfer_at(e, transfer)
+    rank = t.dst_rank
+    base = rank_at(e, rank).base
+    kind = t.kind
+    now = header(e).now
+    latency = port_at(e, t.src_rank * NUM_PORTS + t.port).latency
+    if kind == READ_REQUEST:
+        t.kind = READ_DATA
+        t.source = base + t.offset
+        t.dst_rank, t.src_rank = t.src_rank, rank
+        t.bytes = t.value
+        reply(e, rank * NUM_PORTS + NVL_OUT, transfer)
+        return
+    if kind == READ_DATA:
+        w = warp_at(e, t.warp)
+        w.pending_reads -= 1
+        if w.pending_reads == 0 and w.state == READS:
+            wake(e, t.warp, now)
+        return
+    if kind == FETCH_ADD:
+        warp_at(e, t.warp).reply = word_at(base + t.offset)[0]
+        change_word(e, transfer)
+        wake(e, t.warp, now + latency)
+        give_transfer(e, transfer)
+        return
+    if not is_late(e, rank, t.offset):
+        if kind == ROW:
+            move(base + t.offset, t.slot, t.num_bytes)
+        elif kind == TOPK:
+            half = t.num_bytes // 2
+            move(base + t.offset, t.slot, half)
+            move(base + t.offset2, t.slot + half, half)
+        elif kind == PUT or kind == ROW_LATE:
+            move(base + t.offset, t.source, t.num_bytes)
+        else:
+            change_word(e, transfer)
+    if kind == PUT:
+        channel_at(e, t.key).arrived += 1
+    # No fence of a warp covers what it gave to the NIC, so nobody waits for an acknowledgement.
+    if t.port != NIC_OUT:
+        acknowledge(e, t.warp, t.generation, now + latency)
+    give_transfer(e, transfer)
+
+
+@njit
+def arrive(e: int, port: int) -> None:
+    """Take the transfer that arrives at `port` now and deliver it."""
+    p = port_at(e, port)
+    transfer = p.head
+    t = transfer_at(e, transfer)
+    p.head = t.next
+    if p.head < 0:
+        p.tail = -1
+    else:
+        push(e, transfer_at(e, p.head).time, EV_ARRIVE, port)
+    kind = port % NUM_PORTS
+    num_bytes, is_put, key = t.bytes, t.kind == PUT, t.key
+    deliver(e, transfer)
+    if kind == NVL_IN or kind == NIC_IN:
+        meter(e, port, header(e).now, cost(num_bytes, p.mbps))
+        free_ingress(e, port, num_bytes)
+        if is_put:
+            flush_signals(e, key)

@@ -1,0 +1,112 @@
+"""The event loop and what begins and ends a launch."""
+
+from numba import njit
+
+from comms.fiber import CONTEXT_BYTES, CTX_ARG, CTX_ENGINE, CTX_RSP, CTX_WARP, switch
+from comms.sim.deliver import arrive
+from comms.sim.events import pop, push, push_launch_end, wake
+from comms.sim.ports import finish_service
+from comms.sim.state import (
+    EV_ARRIVE,
+    EV_EGRESS,
+    EV_LAUNCH,
+    EV_WARP,
+    LAUNCH,
+    LAUNCH_BYTES,
+    block_at,
+    header,
+    rank_at,
+    record_at,
+    warp_at,
+    word_at,
+)
+
+
+@njit
+def prepare_stack(e: int, warp: int, entry: int, argument: int) -> None:
+    """Lay a stack out so that the first switch to it calls `entry(argument)`."""
+    h = header(e)
+    context = h.stacks + (warp + 1) * h.stack_bytes - CONTEXT_BYTES
+    # The seven words that ep_switch pops: r15 r14 r13 r12 (argument) rbx (entry) rbp, return address.
+    frame = context - 64
+    for index in range(8):
+        word_at(frame + 8 * index)[0] = 0
+    word_at(frame + 24)[0] = argument
+    word_at(frame + 32)[0] = entry
+    word_at(frame + 48)[0] = h.start_address
+    word_at(context + 8 * CTX_RSP)[0] = frame
+    word_at(context + 8 * CTX_ENGINE)[0] = e
+    word_at(context + 8 * CTX_WARP)[0] = warp
+    word_at(context + 8 * CTX_ARG)[0] = argument
+    warp_at(e, warp).context = context
+
+
+@njit
+def begin_launch(e: int, rank: int) -> None:
+    """Create the warps of a rank's current launch."""
+    h = header(e)
+    r = rank_at(e, rank)
+    launch = record_at(h.launches + r.launch * LAUNCH_BYTES, LAUNCH)
+    r.launch_start = h.now
+    r.row_stride, r.row_full = launch.row_stride, launch.row_full
+    r.live_warps = launch.num_blocks * launch.num_warps
+    argument = h.params + (r.launch * h.world_size + rank) * h.params_words * 8
+    for sm in range(launch.num_blocks):
+        block = rank * h.blocks_per_rank + sm
+        first = rank * h.warps_per_rank + sm * launch.num_warps
+        b = block_at(e, block)
+        b.rank, b.sm, b.first_warp, b.generation = rank, sm, first, 0
+        b.num_warps = b.live_warps = launch.num_warps
+        b.arrived, b.num_fencing, b.old_outstanding, b.old_ack = 0, 0, 0, 0
+        b.sync_head = b.sync_tail = b.fence_head = -1
+        b.copy_free = b.reduce_free = h.now
+        for index in range(launch.num_warps):
+            warp = first + index
+            w = warp_at(e, warp)
+            w.rank, w.block, w.index = rank, block, index
+            w.outstanding, w.last_ack, w.pending_reads, w.debt, w.stage = 0, 0, 0, 0, 0
+            prepare_stack(e, warp, launch.entry, argument)
+            wake(e, warp, h.now)
+    if r.live_warps == 0:
+        push_launch_end(e, rank)
+
+
+@njit
+def end_launch(e: int, rank: int) -> None:
+    """Record when a rank's launch ended and schedule its next."""
+    h = header(e)
+    r = rank_at(e, rank)
+    word_at(h.launch_ends + (r.launch * h.world_size + rank) * 8)[0] = h.now
+    word_at(h.launch_starts + (r.launch * h.world_size + rank) * 8)[0] = r.launch_start
+    r.launch += 1
+    if r.launch == h.num_launches:
+        r.end = h.now
+        h.live_ranks -= 1
+    else:
+        r.live_warps = -1
+        push(e, h.now + h.launch_gap, EV_LAUNCH, rank)
+
+
+@njit
+def run_slice(e: int, max_events: int, time_limit: int) -> bool:
+    """Handle up to `max_events` events; return whether the run can go on.
+
+    Compiled with every instruction of the engine; kernels run on their fibers from here.
+    """
+    h = header(e)
+    h.slice_end = h.events + max_events
+    while h.heap_size > 0 and h.events < h.slice_end and h.error == 0 and h.now <= time_limit:
+        code = pop(e)
+        h.events += 1
+        kind, index = code & 7, code >> 3
+        if kind == EV_WARP:
+            switch(h.main_context, warp_at(e, index).context)
+        elif kind == EV_EGRESS:
+            finish_service(e, index)
+        elif kind == EV_ARRIVE:
+            arrive(e, index)
+        elif rank_at(e, index).live_warps == 0:
+            end_launch(e, index)
+        else:
+            begin_launch(e, index)
+    return h.heap_size > 0 and h.error == 0 and h.now <= time_limit

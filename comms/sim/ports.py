@@ -1,0 +1,282 @@
+"""Links as queues: egress with admission, ingress with finite room, local memory.
+
+An egress port holds at most `limit` bytes; a transfer that does not fit stalls the warp that issues it, in order. What
+is admitted waits in a queue for its destination, and the port serves the destinations in turn. Before a transfer
+leaves, its room at the destination's ingress is reserved; a destination without room is passed over until some is
+freed, so one that is overrun fills the shared room of its senders and then stalls them: nothing is ever dropped.
+Read requests are small, travel on a channel of their own and are served first, by the same port.
+
+Each port carries a meter that knows nothing of the queues and checks the window law at every completion: bytes in a
+window <= cap x window + one transfer.
+"""
+
+from typing import Any
+
+from numba import njit
+
+from comms.sim.events import push, wake
+from comms.sim.state import (
+    EV_ARRIVE,
+    EV_EGRESS,
+    HBM,
+    HBM_DONE,
+    NIC_IN,
+    NIC_OUT,
+    NUM_PORTS,
+    NVL_IN,
+    NVL_OUT,
+    POOL_EMPTY,
+    QUEUE,
+    QUEUE_BYTES,
+    READ_DATA,
+    READ_REQUEST,
+    cost,
+    header,
+    move,
+    port_at,
+    record_at,
+    transfer_at,
+)
+
+
+@njit
+def take_transfer(e: int) -> int:
+    """Take a transfer from the pool; record an error where there is none left."""
+    h = header(e)
+    transfer = h.free_transfer
+    if transfer >= 0:
+        h.free_transfer = transfer_at(e, transfer).next
+        return transfer
+    transfer = h.fresh_transfer
+    if transfer == h.num_transfers:
+        h.error = POOL_EMPTY
+        return 0
+    h.fresh_transfer = transfer + 1
+    transfer_at(e, transfer).slot = h.payload + transfer * h.slot_bytes
+    return transfer
+
+
+@njit
+def give_transfer(e: int, transfer: int) -> None:
+    """Return a transfer to the pool."""
+    transfer_at(e, transfer).next = header(e).free_transfer
+    header(e).free_transfer = transfer
+
+
+@njit
+def meter(e: int, port: int, time: int, cost_ps: int) -> None:
+    """Account a completion of `cost_ps` at `time` and check the window law."""
+    p = port_at(e, port)
+    level = max(0, p.meter_level - (time - p.meter_at)) + cost_ps
+    p.meter_burst = max(p.meter_burst, cost_ps)
+    if level > p.meter_burst:
+        p.violations += 1
+    p.meter_level = level
+    p.meter_at = time
+    p.busy_ps += cost_ps
+
+
+@njit
+def arrive_at(e: int, port: int, transfer: int, time: int) -> None:
+    """Let a transfer arrive at `port` at `time`, after those already on their way there."""
+    p = port_at(e, port)
+    t = transfer_at(e, transfer)
+    t.time, t.next = time, -1
+    if p.head < 0:
+        p.head = transfer
+        push(e, time, EV_ARRIVE, port)
+    else:
+        transfer_at(e, p.tail).next = transfer
+    p.tail = transfer
+
+
+@njit
+def queue_at(e: int, queue: int) -> Any:
+    """Return the record of a queue for one destination."""
+    return record_at(header(e).queues + queue * QUEUE_BYTES, QUEUE)
+
+
+@njit
+def enqueue(e: int, port: int, transfer: int) -> None:
+    """Append an admitted transfer to its destination's queue; local memory has the place of the own rank."""
+    p = port_at(e, port)
+    t = transfer_at(e, transfer)
+    p.queued += t.bytes
+    t.next = -1
+    world_size = header(e).world_size
+    side = 1 if port % NUM_PORTS == NIC_OUT else 0
+    queue = (2 * (port // NUM_PORTS) + side) * world_size + t.dst_rank
+    q = queue_at(e, queue)
+    if q.head >= 0:
+        transfer_at(e, q.tail).next = transfer
+    else:
+        q.head = transfer
+        q.port = port
+        make_ready(e, queue)
+    q.tail = transfer
+
+
+@njit
+def make_ready(e: int, queue: int) -> None:
+    """Append a queue to those that its port may serve."""
+    q = queue_at(e, queue)
+    p = port_at(e, q.port)
+    q.next = -1
+    if p.ready_head < 0:
+        p.ready_head = queue
+    else:
+        queue_at(e, p.ready_tail).next = queue
+    p.ready_tail = queue
+
+
+@njit
+def make_waiting(e: int, queue: int, ingress: int) -> None:
+    """Append a queue to those that wait for room at an ingress port."""
+    into = port_at(e, ingress)
+    queue_at(e, queue).next = -1
+    into.stalls += 1
+    if into.waiting_head < 0:
+        into.waiting_head = queue
+    else:
+        queue_at(e, into.waiting_tail).next = queue
+    into.waiting_tail = queue
+
+
+@njit
+def ingress_of(port: int, dst_rank: int) -> int:
+    """Return the port by which what leaves `port` enters `dst_rank`."""
+    return dst_rank * NUM_PORTS + (NIC_IN if port % NUM_PORTS == NIC_OUT else NVL_IN)
+
+
+@njit
+def serve(e: int, port: int) -> None:
+    """Let an idle egress port send its next transfer, if one can leave."""
+    p = port_at(e, port)
+    if p.request_head >= 0:
+        transfer = p.request_head
+        p.request_head = transfer_at(e, transfer).next
+        leave(e, port, transfer)
+        return
+    while p.ready_head >= 0:
+        queue = p.ready_head
+        q = queue_at(e, queue)
+        p.ready_head = q.next
+        transfer = q.head
+        t = transfer_at(e, transfer)
+        if port % NUM_PORTS != HBM:
+            ingress = ingress_of(port, t.dst_rank)
+            into = port_at(e, ingress)
+            if into.queued > 0 and into.queued + t.bytes > into.limit:
+                make_waiting(e, queue, ingress)
+                continue
+        q.head = t.next
+        if q.head >= 0:
+            make_ready(e, queue)
+        leave(e, port, transfer)
+        return
+
+
+@njit
+def leave(e: int, port: int, transfer: int) -> None:
+    """Send a transfer: occupy the port for its bytes and reserve its arrival."""
+    h = header(e)
+    p = port_at(e, port)
+    t = transfer_at(e, transfer)
+    duration = cost(t.bytes, p.mbps)
+    if t.kind == READ_DATA:
+        move(t.slot, t.source, t.num_bytes)
+    if port % NUM_PORTS == HBM:
+        arrive_at(e, port - HBM + HBM_DONE, transfer, h.now + duration + p.latency)
+    else:
+        if port % NUM_PORTS == NIC_OUT:
+            duration = max(duration, h.nic_message)
+        ingress = ingress_of(port, t.dst_rank)
+        into = port_at(e, ingress)
+        into.queued += t.bytes
+        last = max(h.now + p.latency, into.free_at) + cost(t.bytes, into.mbps)
+        arrival = max(last, h.now + duration + p.latency)
+        into.free_at = arrival
+        arrive_at(e, ingress, transfer, arrival)
+    p.busy = 1
+    p.service_bytes = 0 if t.kind == READ_REQUEST else t.bytes
+    p.total_bytes += t.bytes
+    meter(e, port, h.now + duration, cost(t.bytes, p.mbps))
+    push(e, h.now + duration, EV_EGRESS, port)
+
+
+@njit
+def finish_service(e: int, port: int) -> None:
+    """End a service: admit who fits into the freed room, serve the next."""
+    p = port_at(e, port)
+    p.queued -= p.service_bytes
+    p.busy = 0
+    while p.stalled_head >= 0:
+        transfer = p.stalled_head
+        t = transfer_at(e, transfer)
+        if p.queued > 0 and p.queued + t.bytes > p.limit:
+            break
+        p.stalled_head = t.next
+        wake(e, t.warp, header(e).now)
+        enqueue(e, port, transfer)
+    serve(e, port)
+
+
+@njit
+def free_ingress(e: int, port: int, num_bytes: int) -> None:
+    """Free room at an ingress port and let the queues that waited for it, in order, be served again."""
+    into = port_at(e, port)
+    into.queued -= num_bytes
+    into.total_bytes += num_bytes
+    promised = into.queued
+    while into.waiting_head >= 0:
+        queue = into.waiting_head
+        q = queue_at(e, queue)
+        wanted = transfer_at(e, q.head).bytes
+        if promised > 0 and promised + wanted > into.limit:
+            return
+        promised += wanted
+        into.waiting_head = q.next
+        make_ready(e, queue)
+        if port_at(e, q.port).busy == 0:
+            serve(e, q.port)
+
+
+@njit
+def request(e: int, port: int, transfer: int) -> None:
+    """Send a read request by an egress port."""
+    p = port_at(e, port)
+    transfer_at(e, transfer).next = -1
+    if p.request_head < 0:
+        p.request_head = transfer
+    else:
+        transfer_at(e, p.request_tail).next = transfer
+    p.request_tail = transfer
+    if p.busy == 0:
+        serve(e, port)
+
+
+@njit
+def reply(e: int, port: int, transfer: int) -> None:
+    """Put what a read request asked for into an egress queue; no warp waits to issue it."""
+    enqueue(e, port, transfer)
+    if port_at(e, port).busy == 0:
+        serve(e, port)
+
+
+@njit
+def post(e: int, port: int, transfer: int) -> bool:
+    """Put a transfer into an egress queue; return False where its warp must stall until it is admitted."""
+    p = port_at(e, port)
+    t = transfer_at(e, transfer)
+    if p.stalled_head < 0 and (p.queued == 0 or p.queued + t.bytes <= p.limit):
+        enqueue(e, port, transfer)
+        if p.busy == 0:
+            serve(e, port)
+        return True
+    t.next = -1
+    if p.stalled_head < 0:
+        p.stalled_head = transfer
+    else:
+        transfer_at(e, p.stalled_tail).next = transfer
+    p.stalled_tail = transfer
+    return False

@@ -1,0 +1,96 @@
+"""Sentences about kernels that cannot go on: which warp, at which source line, waits for which flag."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comms.memory import Layout, Windows
+from comms.sim import state
+
+if TYPE_CHECKING:
+    from comms.sim.engine import Launch
+
+#: Blocked warps that a report names; the rest are counted.
+MOST_NAMED = 12
+
+_ERRORS = {
+    state.OUT_OF_BOUNDS: "accesses rank {a} at {place}, outside of every region",
+    state.TOO_LONG: "copies {a} bytes at once, more than the {b} that one instruction may move",
+    state.NOT_REACHABLE: "addresses rank {a}, to which this instruction has no path "
+    "(loads and stores reach the own node, puts reach other nodes along allowed rails)",
+    state.EXCEPTION: "raised an exception (division by zero or an index out of range)",
+    state.POOL_EMPTY: "found no room for one more transfer",
+    state.BAD_RANK: "addresses rank {a}, which does not exist",
+    state.BAD_CHANNEL: "uses channel {a}, there are {b}",
+}
+
+
+def _where(warp: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    sm = arrays["blocks"]["sm"][warp["block"]]
+    return f"rank {warp['rank']} sm {sm} warp {warp['index']}"
+
+
+def _launch(arrays: Mapping[str, npt.NDArray[Any]], warp: Any, launches: Sequence["Launch"]) -> "Launch":
+    return launches[int(arrays["ranks"]["launch"][warp["rank"]])]
+
+
+def describe_error(
+    arrays: Mapping[str, npt.NDArray[Any]], layout: Layout, launches: Sequence["Launch"]
+) -> str:
+    """Say what a kernel did that stopped the engine."""
+    h = arrays["header"][0]
+    warp = arrays["warps"][h["error_warp"]]
+    text = _ERRORS[int(h["error"])]
+    sentence = text.format(a=h["error_a"], b=h["error_b"], place=layout.describe(int(h["error_b"])))
+    return f"{_launch(arrays, warp, launches).name}: {_where(warp, arrays)} {sentence}"
+
+
+def describe_blocked(
+    arrays: Mapping[str, npt.NDArray[Any]], windows: Windows, launches: Sequence["Launch"]
+) -> str:
+    """Name every kind of blocked warp: source line, flag, value seen and value wanted."""
+    h = arrays["header"][0]
+    in_launch = np.zeros(len(arrays["warps"]), bool)
+    for rank in np.flatnonzero(arrays["ranks"]["live_warps"] > 0):
+        first = rank * h["warps_per_rank"]
+        launch = launches[int(arrays["ranks"]["launch"][rank])]
+        in_launch[first : first + launch.num_blocks * launch.num_warps] = True
+    blocked = np.flatnonzero(in_launch & (arrays["warps"]["state"] != state.DONE))
+    lines = [_describe_warp(arrays, windows, launches, int(index)) for index in blocked]
+    seen_at: Counter[str] = Counter(what for _, what in lines)
+    named: list[str] = []
+    for what, count in seen_at.most_common(MOST_NAMED):
+        first_where = next(where for where, other in lines if other == what)
+        others = f" and {count - 1} more like it" if count > 1 else ""
+        named.append(f"  {first_where}{others}: {what}")
+    rest = len(seen_at) - len(named)
+    more = [f"  and {rest} other waits"] if rest > 0 else []
+    cause = "deadlock" if h["heap_size"] == 0 else "no end within the limit of virtual time or events"
+    at = f"{cause} at {h['now'] / 1e6:.1f} us of virtual time; {len(blocked)} warps are blocked:"
+    return "\n".join([at, *named, *more])
+
+
+def _describe_warp(
+    arrays: Mapping[str, npt.NDArray[Any]], windows: Windows, launches: Sequence["Launch"], index: int
+) -> tuple[str, str]:
+    warp = arrays["warps"][index]
+    launch = _launch(arrays, warp, launches)
+    what = state.STATE_NAMES[int(warp["state"])]
+    line = f"{launch.source}:{warp['line']}"
+    if warp["state"] == state.WAIT_GE:
+        offset = int(warp["wait_offset"])
+        region, distance = windows.layout.locate(offset) or (None, 0)
+        seen = windows.view(int(warp["rank"]), region.name, np.int64)[distance // 8] if region else "?"
+        flag = windows.layout.describe(offset)
+        what = f"{line} waits for {flag} >= {warp['wait_value']}, sees {seen}"
+    elif warp["state"] == state.WAIT_ANY:
+        flag = windows.layout.describe(int(warp["wait_offset"]))
+        what = f"{line} waits for any of {warp['wait_count']} words from {flag}"
+    elif warp["state"] == state.BLOCK_SYNC:
+        what = f"{line} waits for the other warps of its block"
+    else:
+        what = f"waits for {what} after {line}"
+    return _where(warp, arrays), what

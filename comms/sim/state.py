@@ -1,0 +1,203 @@
+"""State of the virtual-time engine: one header record and the structured arrays it points to.
+
+Compiled code reaches the state by the header's address, which every fiber finds in its context block.
+Times are int64 picoseconds, rates MB/s (so that a cost is `ceil(bytes * 10**6 / rate)` ps), -1 is "none".
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+#: Ports of a rank. The four links are the fabric's; `HBM` serves local copies in order, `HBM_DONE` and `L2` are
+#: where local row copies and local words wait until they are visible, `SIGNALS` is where a NIC's signals arrive.
+NVL_OUT, NVL_IN, NIC_OUT, NIC_IN, HBM, HBM_DONE, L2, SIGNALS, NUM_PORTS = range(9)
+PORT_NAMES = ("nvlink_out", "nvlink_in", "nic_out", "nic_in", "hbm", "hbm_done", "l2", "signals")
+
+#: States of a warp.
+IDLE, READY, WAIT_GE, WAIT_ANY, BLOCK_SYNC, FENCE, ADMIT, READS, REPLY, DONE = range(10)
+STATE_NAMES = (
+    "idle",
+    "ready",
+    "wait_ge",
+    "wait_any",
+    "block_sync",
+    "fence",
+    "a full queue",
+    "remote rows",
+    "fetch_add",
+    "done",
+)
+
+#: Kinds of a transfer.
+ROW, TOPK, STORE, ADD, FETCH_ADD, READ_REQUEST, READ_DATA, PUT, ROW_LATE = range(9)
+
+#: Kinds of an event.
+EV_WARP, EV_EGRESS, EV_ARRIVE, EV_LAUNCH = range(4)
+
+#: Errors that stop the engine.
+OK, OUT_OF_BOUNDS, TOO_LONG, NOT_REACHABLE, EXCEPTION, POOL_EMPTY, BAD_RANK, BAD_CHANNEL = range(8)
+
+
+def _record(*fields: str) -> np.dtype[Any]:
+    return np.dtype([(field, np.int64) for field in fields])
+
+
+#: Costs of one mechanism, as fields of the header.
+HEADER = _record(
+    *("warps", "num_warps", "blocks", "num_blocks", "ports", "num_ports", "transfers"),
+    *("num_transfers", "payload", "heap", "heap_capacity", "heap_size", "buckets", "num_buckets"),
+    *("ranks", "world_size", "launches", "num_launches", "params", "params_words", "pages"),
+    *("num_pages", "regions", "num_regions", "channels", "num_channels", "queues"),
+    *("main_context", "stacks", "stack_bytes", "start_address", "warps_per_rank"),
+    *("rails", "scratch", "launch_starts", "launch_ends"),
+    *("blocks_per_rank", "ranks_per_node", "memory", "window_bytes"),
+    *("now", "seq", "events", "slice_end", "free_transfer", "fresh_transfer", "live_ranks"),
+    *("error", "error_warp", "error_a", "error_b", "rows"),
+    *("slot_bytes",),
+    *("ldst_copy_mbps", "ldst_flight", "ldst_issue", "ldst_load"),
+    *("bulk_copy_mbps", "bulk_flight", "bulk_issue", "bulk_load"),
+    *("word_issue", "l2", "poll", "sync", "fence", "launch_gap", "reduce_mbps", "layout"),
+    *("request_bytes", "request_span", "word_bytes"),
+    *("nvl_latency", "nic_latency", "nic_post", "nic_message"),
+)
+WARP = _record(
+    *("rank", "block", "index", "state", "wait_offset", "wait_value", "wait_count", "wait_stride"),
+    *("poll_base", "line", "next", "outstanding", "last_ack", "pending_reads", "reply", "debt"),
+    *("stage", "context"),
+)
+BLOCK = _record(
+    *("rank", "sm", "first_warp", "num_warps", "live_warps", "arrived", "sync_head", "sync_tail", "generation"),
+    *("old_outstanding", "old_ack", "num_fencing", "fence_head", "copy_free", "reduce_free"),
+)
+PORT = _record(
+    *("mbps", "latency", "limit", "queued", "head", "tail", "busy", "service_bytes", "free_at"),
+    *("stalled_head", "stalled_tail", "ready_head", "ready_tail", "request_head", "request_tail"),
+    *("waiting_head", "waiting_tail", "total_bytes", "busy_ps"),
+    *("meter_at", "meter_level", "meter_burst", "violations", "stalls"),
+)
+TRANSFER = _record(
+    *("kind", "next", "src_rank", "dst_rank", "offset", "offset2", "bytes", "num_bytes", "slot"),
+    *("source", "warp", "generation", "value", "key", "time", "port"),
+)
+RANK = _record(
+    *("launch", "live_warps", "outstanding", "last_ack", "start", "end", "late", "any_head"),
+    *("base", "launch_start", "skew", "row_stride", "row_full"),
+)
+LAUNCH = _record("entry", "num_blocks", "num_warps", "row_stride", "row_full")
+REGION = _record("offset", "num_bytes", "judged_after")
+CHANNEL = _record("posted", "arrived", "head", "tail")
+EVENT = _record("time", "seq", "code")
+BUCKET = _record("head", "tail")
+QUEUE = _record("head", "tail", "next", "port")
+
+WARP_BYTES, BLOCK_BYTES, PORT_BYTES, TRANSFER_BYTES, RANK_BYTES = (
+    dtype.itemsize for dtype in (WARP, BLOCK, PORT, TRANSFER, RANK)
+)
+LAUNCH_BYTES, REGION_BYTES, CHANNEL_BYTES, EVENT_BYTES, BUCKET_BYTES, QUEUE_BYTES = (
+    dtype.itemsize for dtype in (LAUNCH, REGION, CHANNEL, EVENT, BUCKET, QUEUE)
+)
+#: Regions start at multiples of this, so that a page tells its region.
+PAGE_SHIFT = 12
+
+
+@intrinsic
+def as_pointer(typingctx, address):  # type: ignore[no-untyped-def]
+    """Cast an integer address to a pointer."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), codegen
+
+
+@intrinsic
+def move(typingctx, dst, src, num_bytes):  # type: ignore[no-untyped-def]
+    """`move(dst, src, num_bytes)`: copy bytes between addresses that do not overlap."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = ir.IntType(8).as_pointer()
+        word = ir.IntType(64)
+        memcpy = builder.module.declare_intrinsic("llvm.memcpy", [pointer, pointer, word])
+        dst_pointer, src_pointer = (builder.inttoptr(arg, pointer) for arg in args[:2])
+        builder.call(memcpy, [dst_pointer, src_pointer, args[2], ir.Constant(ir.IntType(1), 0)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def record_at(typingctx, address, dtype):  # type: ignore[no-untyped-def]
+    """Return the record of `dtype` at an address, by reference."""
+    record = dtype.dtype
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], context.get_value_type(record))
+
+    return record(types.int64, dtype), codegen
+
+
+@njit
+def word_at(address: int) -> Any:
+    """Return the int64 word at `address` as an array of one."""
+    return carray(as_pointer(address), (1,), np.int64)
+
+
+@njit
+def header(e: int) -> Any:
+    """Return the header of the engine at address `e`."""
+    return record_at(e, HEADER)
+
+
+@njit
+def warp_at(e: int, warp: int) -> Any:
+    """Return the record of a warp."""
+    return record_at(record_at(e, HEADER).warps + warp * WARP_BYTES, WARP)
+
+
+@njit
+def block_at(e: int, block: int) -> Any:
+    """Return the record of a block."""
+    return record_at(record_at(e, HEADER).blocks + block * BLOCK_BYTES, BLOCK)
+
+
+@njit
+def port_at(e: int, port: int) -> Any:
+    """Return the record of a port."""
+    return record_at(record_at(e, HEADER).ports + port * PORT_BYTES, PORT)
+
+
+@njit
+def transfer_at(e: int, transfer: int) -> Any:
+    """Return the record of a transfer."""
+    return record_at(record_at(e, HEADER).transfers + transfer * TRANSFER_BYTES, TRANSFER)
+
+
+@njit
+def rank_at(e: int, rank: int) -> Any:
+    """Return the record of a rank."""
+    return record_at(record_at(e, HEADER).ranks + rank * RANK_BYTES, RANK)
+
+
+@njit
+def region_at(e: int, rank_offset: int) -> int:
+    """Return the region that an offset of the window lies in, -1 for none."""
+    h = record_at(e, HEADER)
+    if rank_offset < 0 or rank_offset >= h.window_bytes:
+        return -1
+    return carray(as_pointer(h.pages), (h.num_pages,), np.int16)[rank_offset >> PAGE_SHIFT]
+
+
+@njit
+def cost(num_bytes: int, mbps: int) -> int:
+    """Return the picoseconds that `num_bytes` take at `mbps`, rounded up."""
+    return (num_bytes * 1000000 + mbps - 1) // mbps
+
+
+@njit
+def wire_bytes(e: int, rank: int, num_bytes: int) -> int:
+    """Return what `num_bytes` of rows cost in a rank's launch: each counts as the model's whole row."""
+    r = rank_at(e, rank)
+    return num_bytes + num_bytes // r.row_stride * (r.row_full - r.row_stride)

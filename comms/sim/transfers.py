@@ -1,0 +1,289 @@
+"""Instructions that move bytes, on the fiber of the warp that issues them.
+
+A row passes through the SM first: an issue time, one load latency for every `bytes_in_flight` of it, and the SM's
+copy rate, which its warps share. Then it enters a queue. Remote addresses are (rank, offset in the window) and
+checked against the window's regions.
+"""
+
+from numba import njit
+
+from comms.sim.deliver import channel_at, change_word
+from comms.sim.ports import arrive_at, post, request, take_transfer
+from comms.sim.state import (
+    ADD,
+    ADMIT,
+    BAD_CHANNEL,
+    BAD_RANK,
+    FETCH_ADD,
+    HBM,
+    L2,
+    NIC_OUT,
+    NOT_REACHABLE,
+    NUM_PORTS,
+    NVL_OUT,
+    OUT_OF_BOUNDS,
+    POOL_EMPTY,
+    PUT,
+    READ_DATA,
+    READ_REQUEST,
+    READS,
+    REGION,
+    REGION_BYTES,
+    REPLY,
+    ROW,
+    ROW_LATE,
+    SIGNALS,
+    STORE,
+    TOO_LONG,
+    block_at,
+    cost,
+    header,
+    move,
+    rank_at,
+    record_at,
+    region_at,
+    transfer_at,
+    warp_at,
+    wire_bytes,
+    word_at,
+)
+from comms.sim.warps import fail, owe, pay, sleep_until, suspend
+
+
+@njit
+def check_window(e: int, warp: int, rank: int, offset: int, num_bytes: int) -> None:
+    """Stop the engine unless the bytes lie in one region of a rank's window."""
+    if rank < 0 or rank >= header(e).world_size:
+        fail(e, warp, BAD_RANK, rank, offset)
+    region = region_at(e, offset)
+    if region < 0:
+        fail(e, warp, OUT_OF_BOUNDS, rank, offset)
+    r = record_at(header(e).regions + region * REGION_BYTES, REGION)
+    if offset + num_bytes > r.offset + r.num_bytes or num_bytes < 0:
+        fail(e, warp, OUT_OF_BOUNDS, rank, offset + num_bytes)
+
+
+@njit
+def port_to(e: int, warp: int, rank: int) -> int:
+    """Return the port by which loads and stores of a warp leave for `rank`."""
+    own = warp_at(e, warp).rank
+    if rank == own:
+        return HBM
+    if rank // header(e).ranks_per_node != own // header(e).ranks_per_node:
+        fail(e, warp, NOT_REACHABLE, rank, 0)
+    return NVL_OUT
+
+
+@njit
+def new_transfer(e: int, warp: int, kind: int, rank: int, offset: int, num_bytes: int) -> int:
+    """Return a transfer of `num_bytes` from this warp to (rank, offset)."""
+    check_window(e, warp, rank, offset, num_bytes)
+    transfer = take_transfer(e)
+    if header(e).error != 0:
+        fail(e, warp, POOL_EMPTY, 0, 0)
+    t = transfer_at(e, transfer)
+    w = warp_at(e, warp)
+    t.kind, t.src_rank, t.dst_rank, t.offset = kind, w.rank, rank, offset
+    t.num_bytes, t.bytes, t.warp, t.value = num_bytes, num_bytes, warp, 0
+    return transfer
+
+
+@njit
+def issue(e: int, warp: int, transfer: int, kind: int) -> None:
+    """Post a write at the warp's port `kind`; stall where the queue is full."""
+    w = warp_at(e, warp)
+    t = transfer_at(e, transfer)
+    t.port = kind
+    t.generation = block_at(e, w.block).generation
+    w.outstanding += 1
+    rank_at(e, w.rank).outstanding += 1
+    if not post(e, w.rank * NUM_PORTS + kind, transfer):
+        w.state = ADMIT
+        suspend(e, warp)
+
+
+@njit
+def through_sm(e: int, warp: int, num_bytes: int, bulk: int) -> int:
+    """Reserve the SM's copy pipe for `num_bytes`; return when they have passed it."""
+    h = header(e)
+    w = warp_at(e, warp)
+    b = block_at(e, w.block)
+    now = h.now + w.debt
+    w.debt = 0
+    if bulk:
+        flight, mbps, fixed, load = h.bulk_flight, h.bulk_copy_mbps, h.bulk_issue, h.bulk_load
+    else:
+        flight, mbps, fixed, load = h.ldst_flight, h.ldst_copy_mbps, h.ldst_issue, h.ldst_load
+    b.copy_free = max(b.copy_free, now) + cost(num_bytes, mbps)
+    h.rows += 1
+    return max(b.copy_free, now + fixed + (num_bytes + flight - 1) // flight * load)
+
+
+@njit
+def copy(e: int, warp: int, rank: int, offset: int, source: int, num_bytes: int, wire: int, bulk: int) -> None:
+    """Copy `num_bytes` of local memory to (rank, offset), charged as `wire` bytes.
+
+    The source is read now, or on arrival where the copy is `bulk`.
+    """
+    port = port_to(e, warp, rank)
+    transfer = new_transfer(e, warp, ROW_LATE if bulk else ROW, rank, offset, num_bytes)
+    t = transfer_at(e, transfer)
+    t.source = source
+    if not bulk:
+        if num_bytes > header(e).slot_bytes:
+            fail(e, warp, TOO_LONG, num_bytes, header(e).slot_bytes)
+        move(t.slot, source, num_bytes)
+    t.bytes = 2 * wire if port == HBM else wire
+    sleep_until(e, warp, through_sm(e, warp, wire, bulk))
+    issue(e, warp, transfer, port)
+
+
+@njit
+def put(e: int, warp: int, rank: int, offset: int, source: int, num_bytes: int, wire: int, channel: int) -> None:
+    """Write local memory to (rank, offset) on another node; the source is read on arrival."""
+    transfer = new_transfer(e, warp, PUT, rank, offset, num_bytes)
+    t = transfer_at(e, transfer)
+    t.source, t.bytes, t.key = source, wire, channel_key(e, warp, rank, channel)
+    pay(e, warp, header(e).nic_post)
+    channel_at(e, t.key).posted += 1
+    transfer_at(e, transfer).port = NIC_OUT
+    if not post(e, warp_at(e, warp).rank * NUM_PORTS + NIC_OUT, transfer):
+        warp_at(e, warp).state = ADMIT
+        suspend(e, warp)
+
+
+@njit
+def put_signal(e: int, warp: int, rank: int, offset: int, value: int, channel: int) -> None:
+    """Add `value` to a flag on another node once this channel's earlier puts to it have arrived.
+
+    A signal overtakes what other channels have queued.
+    """
+    transfer = new_transfer(e, warp, ADD, rank, offset, 8)
+    t = transfer_at(e, transfer)
+    t.value, t.key, t.port = value, channel_key(e, warp, rank, channel), NIC_OUT
+    pay(e, warp, header(e).nic_post)
+    c = channel_at(e, t.key)
+    if c.arrived >= c.posted:
+        arrive_at(e, rank * NUM_PORTS + SIGNALS, transfer, header(e).now + header(e).nic_latency)
+        return
+    t.time, t.next = c.posted, 0
+    if c.head == 0:
+        c.head = transfer + 1
+    else:
+        transfer_at(e, c.tail - 1).next = transfer + 1
+    c.tail = transfer + 1
+
+
+@njit
+def channel_key(e: int, warp: int, rank: int, channel: int) -> int:
+    """Return the index of a channel to `rank`; stop the engine where no NIC path leads there."""
+    h = header(e)
+    own = warp_at(e, warp).rank
+    per_node = h.ranks_per_node
+    if rank // per_node == own // per_node or (h.rails and rank % per_node != own % per_node):
+        fail(e, warp, NOT_REACHABLE, rank, 0)
+    if channel < 0 or channel >= h.num_channels:
+        fail(e, warp, BAD_CHANNEL, channel, h.num_channels)
+    return (own * h.world_size + rank) * h.num_channels + channel
+
+
+@njit
+def write_word(e: int, warp: int, rank: int, offset: int, value: int, kind: int) -> None:
+    """Store or add a word at (rank, offset), relaxed."""
+    port = port_to(e, warp, rank)
+    transfer = new_transfer(e, warp, kind, rank, offset, 8)
+    t = transfer_at(e, transfer)
+    t.value = value
+    owe(e, warp, header(e).word_issue)
+    if port == NVL_OUT:
+        t.bytes = header(e).word_bytes
+        issue(e, warp, transfer, NVL_OUT)
+        return
+    w = warp_at(e, warp)
+    t.port = L2
+    t.generation = block_at(e, w.block).generation
+    w.outstanding += 1
+    rank_at(e, w.rank).outstanding += 1
+    arrive_at(e, rank * NUM_PORTS + L2, transfer, header(e).now + header(e).l2)
+
+
+@njit
+def fetch_add(e: int, warp: int, rank: int, offset: int, value: int) -> int:
+    """Add to the word at (rank, offset) and return what it was."""
+    port = port_to(e, warp, rank)
+    transfer = new_transfer(e, warp, FETCH_ADD, rank, offset, 8)
+    t = transfer_at(e, transfer)
+    t.value = value
+    w = warp_at(e, warp)
+    pay(e, warp, header(e).word_issue)
+    if port == NVL_OUT:
+        t.port, t.bytes = NVL_OUT, header(e).word_bytes
+        request(e, w.rank * NUM_PORTS + NVL_OUT, transfer)
+    else:
+        t.port = L2
+        arrive_at(e, rank * NUM_PORTS + L2, transfer, header(e).now + header(e).l2)
+    w.state = REPLY
+    suspend(e, warp)
+    return w.reply
+
+
+@njit
+def request_row(e: int, warp: int, rank: int, offset: int, num_bytes: int) -> int:
+    """Start to read a row at (rank, offset); return the transfer whose slot will hold it."""
+    h = header(e)
+    port = port_to(e, warp, rank)
+    if num_bytes > h.slot_bytes:
+        fail(e, warp, TOO_LONG, num_bytes, h.slot_bytes)
+    kind = READ_DATA if port == HBM else READ_REQUEST
+    transfer = new_transfer(e, warp, kind, rank, offset, num_bytes)
+    t = transfer_at(e, transfer)
+    w = warp_at(e, warp)
+    t.port = port
+    t.bytes = t.value = wire_bytes(e, w.rank, num_bytes)
+    if port == HBM:
+        t.source = rank_at(e, rank).base + offset
+    else:
+        t.bytes = (t.bytes + h.request_span - 1) // h.request_span * h.request_bytes
+    w.pending_reads += 1
+    if port == NVL_OUT:
+        request(e, w.rank * NUM_PORTS + port, transfer)
+    elif not post(e, w.rank * NUM_PORTS + port, transfer):
+        w.state = ADMIT
+        suspend(e, warp)
+    return transfer
+
+
+@njit
+def await_rows(e: int, warp: int) -> None:
+    """Wait until every row that this warp has requested is here."""
+    w = warp_at(e, warp)
+    if w.pending_reads > 0:
+        w.state = READS
+        suspend(e, warp)
+
+
+@njit
+def write_local_row(e: int, warp: int, offset: int, transfer: int, num_bytes: int) -> None:
+    """Write the row in a transfer's slot to the own window; the registers of the warp are its source."""
+    t = transfer_at(e, transfer)
+    check_window(e, warp, warp_at(e, warp).rank, offset, num_bytes)
+    own = warp_at(e, warp).rank
+    t.kind, t.src_rank, t.dst_rank = ROW, own, own
+    t.offset, t.num_bytes, t.bytes, t.warp = offset, num_bytes, wire_bytes(e, own, num_bytes), warp
+    issue(e, warp, transfer, HBM)
+
+
+@njit
+def load(e: int, warp: int, offset: int) -> int:
+    """Load a word of the own window, relaxed."""
+    check_window(e, warp, warp_at(e, warp).rank, offset, 8)
+    owe(e, warp, header(e).l2)
+    return word_at(rank_at(e, warp_at(e, warp).rank).base + offset)[0]
+
+
+@njit
+def load_acquire(e: int, warp: int, offset: int) -> int:
+    """Load a word of the own window; others may run before it returns."""
+    check_window(e, warp, warp_at(e, warp).rank, offset, 8)
+    pay(e, warp, header(e).l2)
+    return word_at(rank_at(e, warp_at(e, warp).rank).base + offset)[0]

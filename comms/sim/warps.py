@@ -1,0 +1,184 @@
+"""What a warp can do besides moving bytes: pass time, wait, synchronise, release.
+
+These run on the warp's fiber. Each takes the address of the running context, from which engine and warp follow.
+"""
+
+from numba import njit
+
+from comms.fiber import switch
+from comms.sim.deliver import bucket_at
+from comms.sim.events import item, push, push_launch_end, wake
+from comms.sim.state import (
+    BLOCK_SYNC,
+    DONE,
+    EV_WARP,
+    FENCE,
+    READY,
+    WAIT_ANY,
+    WAIT_GE,
+    block_at,
+    header,
+    rank_at,
+    warp_at,
+    word_at,
+)
+
+
+@njit
+def suspend(e: int, warp: int) -> None:
+    """Give the processor back to the event loop until the warp is woken."""
+    switch(warp_at(e, warp).context, header(e).main_context)
+
+
+@njit
+def sleep_until(e: int, warp: int, time: int) -> None:
+    """Let virtual time pass until `time`; nothing else happens where nothing is due before."""
+    h = header(e)
+    if h.events < h.slice_end and (h.heap_size == 0 or item(h.heap, 0).time > time):
+        h.now = time
+        h.events += 1
+        return
+    warp_at(e, warp).state = READY
+    push(e, time, EV_WARP, warp)
+    suspend(e, warp)
+
+
+@njit
+def pay(e: int, warp: int, picoseconds: int) -> None:
+    """Let the time of earlier instructions and `picoseconds` more pass."""
+    w = warp_at(e, warp)
+    debt = w.debt
+    w.debt = 0
+    sleep_until(e, warp, header(e).now + debt + picoseconds)
+
+
+@njit
+def owe(e: int, warp: int, picoseconds: int) -> None:
+    """Charge an instruction that nobody can observe; the next one that lets time pass pays."""
+    warp_at(e, warp).debt += picoseconds
+
+
+@njit
+def fail(e: int, warp: int, error: int, a: int, b: int) -> None:
+    """Stop the engine with an error of this warp; never returns to it."""
+    h = header(e)
+    if h.error == 0:
+        h.error, h.error_warp, h.error_a, h.error_b = error, warp, a, b
+    while True:
+        suspend(e, warp)
+
+
+@njit
+def wait_ge(e: int, warp: int, offset: int, value: int, line: int) -> None:
+    """Poll the word at `offset` of the own window until it is at least `value`."""
+    w = warp_at(e, warp)
+    w.poll_base = header(e).now + w.debt
+    pay(e, warp, header(e).l2)
+    if word_at(rank_at(e, w.rank).base + offset)[0] >= value:
+        return
+    w.wait_offset, w.wait_value, w.line = offset, value, line
+    w.state = WAIT_GE
+    w.next = -1
+    bucket = bucket_at(e, w.rank, offset)
+    if bucket.head < 0:
+        bucket.head = warp
+    else:
+        warp_at(e, bucket.tail).next = warp
+    bucket.tail = warp
+    suspend(e, warp)
+
+
+@njit
+def wait_any(e: int, warp: int, offset: int, stride: int, values: int, count: int, line: int) -> int:
+    """Poll `count` words, `stride` bytes apart, until one is at least its value; return its index.
+
+    `values` is the local address of `count` int64 values.
+    """
+    w = warp_at(e, warp)
+    base = rank_at(e, w.rank).base + offset
+    w.poll_base = header(e).now + w.debt
+    while True:
+        pay(e, warp, header(e).l2)
+        for index in range(count):
+            if word_at(base + index * stride)[0] >= word_at(values + 8 * index)[0]:
+                return index
+        w.wait_offset, w.wait_stride, w.wait_count, w.line = offset, stride, count, line
+        w.state = WAIT_ANY
+        r = rank_at(e, w.rank)
+        w.next = r.any_head
+        r.any_head = warp
+        suspend(e, warp)
+
+
+@njit
+def open_barrier(e: int, block: int) -> None:
+    """Let the warps that wait at the block's barrier go on."""
+    b = block_at(e, block)
+    time = header(e).now + header(e).sync
+    b.old_outstanding, b.arrived = 0, 0
+    b.generation += 1
+    warp = b.sync_head
+    b.sync_head = b.sync_tail = -1
+    for index in range(b.num_warps):
+        w = warp_at(e, b.first_warp + index)
+        b.old_outstanding += w.outstanding
+        b.old_ack = max(b.old_ack, w.last_ack)
+    while warp >= 0:
+        after = warp_at(e, warp).next
+        wake(e, warp, time)
+        warp = after
+
+
+@njit
+def block_sync(e: int, warp: int, line: int) -> None:
+    """Wait for the other warps of the block; their earlier writes count as this warp's from here on."""
+    w = warp_at(e, warp)
+    pay(e, warp, 0)
+    b = block_at(e, w.block)
+    w.line = line
+    w.state = BLOCK_SYNC
+    w.next = -1
+    if b.sync_head < 0:
+        b.sync_head = warp
+    else:
+        warp_at(e, b.sync_tail).next = warp
+    b.sync_tail = warp
+    b.arrived += 1
+    if b.arrived == b.live_warps:
+        open_barrier(e, w.block)
+    suspend(e, warp)
+
+
+@njit
+def fence(e: int, warp: int) -> None:
+    """Sleep until every write that a release by this warp covers has been acknowledged."""
+    w = warp_at(e, warp)
+    pay(e, warp, 0)
+    b = block_at(e, w.block)
+    earliest = header(e).now + header(e).fence
+    if w.outstanding == 0 and b.old_outstanding == 0:
+        sleep_until(e, warp, max(earliest, max(w.last_ack, b.old_ack)))
+        return
+    w.state = FENCE
+    w.wait_value = earliest
+    w.next = b.fence_head
+    b.fence_head = warp
+    b.num_fencing += 1
+    suspend(e, warp)
+
+
+@njit
+def finish(e: int, warp: int) -> None:
+    """End the warp; the launch ends on its rank with the last warp and the last acknowledged write."""
+    w = warp_at(e, warp)
+    pay(e, warp, 0)
+    w.state = DONE
+    b = block_at(e, w.block)
+    b.live_warps -= 1
+    if b.arrived > 0 and b.arrived == b.live_warps:
+        open_barrier(e, w.block)
+    r = rank_at(e, w.rank)
+    r.live_warps -= 1
+    if r.live_warps == 0 and r.outstanding == 0:
+        push_launch_end(e, w.rank)
+    suspend(e, warp)

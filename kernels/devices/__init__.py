@@ -1,0 +1,1 @@
+"""Devices: what binds a protocol's kernels, holds its memory and runs them."""

@@ -1,0 +1,21 @@
+"""Steps that several protocols share: signals that find their way, even shares of tokens."""
+
+from kernels import isa
+
+
+def is_same_node(rank: int, other: int, ranks_per_node: int) -> int:
+    """Return whether loads and stores reach from one rank to the other."""
+    return rank // ranks_per_node == other // ranks_per_node
+
+
+def signal(rank: int, peer: int, ranks_per_node: int, flag: int, value: int, channel: int) -> None:
+    """Add to a flag of any rank; a `fence_release` must precede it, and puts go by `channel`."""
+    if rank // ranks_per_node == peer // ranks_per_node:
+        isa.add(peer, flag, value)
+    else:
+        isa.put_signal(peer, flag, value, channel)
+
+
+def share_begin(total: int, index: int, num_shares: int) -> int:
+    """Return where share `index` of `num_shares` even, contiguous shares begins."""
+    return total * index // num_shares

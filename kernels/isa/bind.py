@@ -1,0 +1,84 @@
+"""Binding: a kernel rebuilt so that `isa` is a device's instructions, and its helpers likewise.
+
+The kernel's source is parsed again, with the line number given to every instruction that waits, so that a report can
+name it on any device.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType, ModuleType
+from typing import Any
+
+import kernels.isa as specification
+from comms.errors import UsageError
+
+#: Instructions that take the line they stand on.
+_WITH_LINE = ("wait_ge", "wait_any", "block_sync")
+
+
+class _AddLines(ast.NodeTransformer):
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        self.generic_visit(node)
+        callee = node.func
+        if (
+            isinstance(callee, ast.Attribute)
+            and isinstance(callee.value, ast.Name)
+            and callee.value.id == "isa"
+            and callee.attr in _WITH_LINE
+        ):
+            node.args.append(ast.copy_location(ast.Constant(node.lineno), node))
+        return node
+
+
+@cache
+def bind(function: FunctionType, device: ModuleType, compiler: Callable[..., Any]) -> Any:
+    """Return `function` compiled against a device's instructions.
+
+    Args:
+        function: a kernel or a helper, a plain function of a module.
+        device: module with the device's instructions.
+        compiler: turns a Python function into a compiled one, for example `numba.njit`.
+
+    Raises:
+        UsageError: the function's source cannot be read.
+    """
+    return compiler(rebuild(function, device, compiler))
+
+
+def rebuild(function: FunctionType, device: ModuleType, compiler: Callable[..., Any]) -> FunctionType:
+    """Return `function` with its instructions and helpers replaced, not yet compiled."""
+    definition, path = _parse(function)
+    namespace = dict(function.__globals__)
+    for name in function.__code__.co_names:
+        value = namespace.get(name)
+        if value is specification:
+            namespace[name] = device
+        elif isinstance(value, FunctionType):
+            namespace[name] = bind(value, device, compiler)
+    module = ast.fix_missing_locations(ast.Module([definition], []))
+    exec(compile(module, path, "exec"), namespace)
+    rebuilt: FunctionType = namespace[function.__name__]
+    rebuilt.__module__ = function.__module__
+    return rebuilt
+
+
+def _parse(function: FunctionType) -> tuple[ast.FunctionDef, str]:
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+        path = inspect.getsourcefile(function) or ""
+    except (OSError, TypeError) as error:
+        raise UsageError(
+            f"the source of kernel {function.__name__} cannot be read; define it in a file"
+        ) from error
+    definition = ast.parse(source).body[0]
+    assert isinstance(definition, ast.FunctionDef), f"{function.__name__} is not a plain function"
+    ast.increment_lineno(definition, function.__code__.co_firstlineno - 1)
+    definition = _AddLines().visit(definition)
+    definition.decorator_list = []
+    definition.returns = None
+    for argument in definition.args.args:
+        argument.annotation = None
+    return definition, path

@@ -1,0 +1,56 @@
+"""Entries: what a fiber starts with, a compiled kernel that takes its parameters' address."""
+
+from types import FunctionType
+from typing import Any
+
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.extending import intrinsic
+
+from comms.compiling import use_cache
+from comms.fiber import install_switch
+from comms.sim import warps
+from comms.sim.state import EXCEPTION
+from kernels.isa import sim
+from kernels.isa.bind import bind
+
+
+@intrinsic
+def load_params(typingctx, address, params_class):  # type: ignore[no-untyped-def]
+    """`load_params(address, Params)`: a named tuple of int64 from consecutive words."""
+    params = params_class.instance_class
+    result = types.NamedUniTuple(types.int64, len(params._fields), params)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = builder.inttoptr(args[0], context.get_value_type(result).as_pointer())
+        return builder.load(pointer)
+
+    return result(types.int64, params_class), codegen
+
+
+def sim_entry(kernel: FunctionType, params: type[Any]) -> Any:
+    """Compile the entry of a kernel on the simulator.
+
+    Args:
+        kernel: function of one argument.
+        params: the named tuple class of that argument, all int64.
+
+    Returns:
+        A compiled callback with an `address`; keep it as long as the address is in use.
+    """
+    install_switch()
+    use_cache()
+    run = bind(kernel, sim, njit)
+
+    def entry(argument: int) -> None:
+        e, warp = sim._engine(), sim._warp()
+        failed = False
+        try:
+            run(load_params(argument, params))
+        except Exception:
+            failed = True
+        if failed:
+            warps.fail(e, warp, EXCEPTION, 0, 0)
+        warps.finish(e, warp)
+
+    return cfunc(types.void(types.int64))(entry)

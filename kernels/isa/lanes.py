@@ -1,0 +1,123 @@
+"""What the 32 lanes of a warp do together in one instruction, for devices whose warps are one worker."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+import numpy as np
+from comms.sim.state import as_pointer
+from kernels.isa import TopkRow
+
+
+def _unary(name: str, source: types.Type, target: types.Type) -> Any:
+    def typed(typingctx, value):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.bitcast(args[0], context.get_value_type(target))
+
+        return target(source), codegen
+
+    typed.__name__ = name
+    return intrinsic(typed)
+
+
+as_float = _unary("as_float", types.uint32, types.float32)
+as_bits = _unary("as_bits", types.float32, types.uint32)
+
+
+@intrinsic
+def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+    """`fma(a, b, c)`: a * b + c in FP32, rounded once."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        value = ir.FloatType()
+        signature_type = ir.FunctionType(value, [value] * 3)
+        function = builder.module.declare_intrinsic("llvm.fma", [value], signature_type)
+        return builder.call(function, args)
+
+    return types.float32(types.float32, types.float32, types.float32), codegen
+
+
+@njit
+def to_bf16(value: float) -> int:
+    """Return the BF16 bits of an FP32 value, rounded to nearest even; NaN stays NaN."""
+    bits = as_bits(value)
+    if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+        return (bits >> np.uint32(16)) | np.uint32(0x40)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+
+
+@njit
+def start_sum(sums: Any, row_addr: int, num_elements: int) -> None:
+    """Set FP32 sums to a BF16 row."""
+    row = carray(as_pointer(row_addr), (num_elements,), np.uint16)
+    for index in range(num_elements):
+        sums[index] = as_float(np.uint32(row[index]) << np.uint32(16))
+
+
+@njit
+def add_row(sums: Any, row_addr: int, num_elements: int) -> None:
+    """Add a BF16 row to FP32 sums."""
+    row = carray(as_pointer(row_addr), (num_elements,), np.uint16)
+    for index in range(num_elements):
+        sums[index] += as_float(np.uint32(row[index]) << np.uint32(16))
+
+
+@njit
+def add_weighted_row(sums: Any, row_addr: int, weight: float, num_elements: int) -> None:
+    """Add weight times a BF16 row to FP32 sums by fma."""
+    row = carray(as_pointer(row_addr), (num_elements,), np.uint16)
+    for index in range(num_elements):
+        sums[index] = fma(weight, as_float(np.uint32(row[index]) << np.uint32(16)), sums[index])
+
+
+@njit
+def store_bf16(out_addr: int, sums: Any, num_elements: int) -> None:
+    """Round FP32 sums to a BF16 row."""
+    row = carray(as_pointer(out_addr), (num_elements,), np.uint16)
+    for index in range(num_elements):
+        row[index] = to_bf16(sums[index])
+
+
+@njit
+def i32_at(address: int, count: int) -> Any:
+    """Return `count` int32 at an address as an array."""
+    return carray(as_pointer(address), (count,), np.int32)
+
+
+@njit
+def distinct_ranks(topk: TopkRow, ranks_addr: int) -> int:
+    """Write the distinct ranks of a token in ascending order to int32 `ranks`; return their number."""
+    idx = i32_at(topk.idx_addr, topk.num_topk)
+    ranks = i32_at(ranks_addr, topk.num_topk)
+    count = 0
+    for k in range(topk.num_topk):
+        if idx[k] < 0:
+            continue
+        rank = idx[k] // topk.experts_per_rank
+        place = count
+        while place > 0 and ranks[place - 1] > rank:
+            place -= 1
+        if place > 0 and ranks[place - 1] == rank:
+            continue
+        for index in range(count, place, -1):
+            ranks[index] = ranks[index - 1]
+        ranks[place] = rank
+        count += 1
+    return count
+
+
+@njit
+def localize(rank: int, out_idx_addr: int, out_weights_addr: int, topk: TopkRow) -> None:
+    """Write a token's expert ids made local to `rank`, and its weights there."""
+    idx = i32_at(topk.idx_addr, topk.num_topk)
+    weights = i32_at(topk.weights_addr, topk.num_topk)
+    out_idx = i32_at(out_idx_addr, topk.num_topk)
+    out_weights = i32_at(out_weights_addr, topk.num_topk)
+    first = rank * topk.experts_per_rank
+    for k in range(topk.num_topk):
+        owned = first <= idx[k] < first + topk.experts_per_rank
+        out_idx[k] = idx[k] - first if owned else -1
+        out_weights[k] = weights[k] if owned else 0

@@ -1,0 +1,332 @@
+"""The instruction set in virtual time: each instruction on the engine's fiber of the warp that runs it."""
+
+import numpy as np
+from numba import carray, njit
+
+from comms.fiber import CTX_ENGINE, CTX_WARP, context_address
+from comms.sim import transfers, warps
+from comms.sim.ports import give_transfer
+from comms.sim.state import (
+    ADD,
+    HBM,
+    NVL_OUT,
+    STORE,
+    TOPK,
+    as_pointer,
+    block_at,
+    cost,
+    header,
+    rank_at,
+    transfer_at,
+    warp_at,
+    wire_bytes,
+    word_at,
+)
+from kernels.isa import Matrix, RowList, TopkRow, lanes
+
+# Names that kernels use and that mean the same everywhere.
+__all__ = ["Matrix", "RowList", "TopkRow"]
+
+
+@njit
+def _engine() -> int:
+    return word_at(context_address() + 8 * CTX_ENGINE)[0]
+
+
+@njit
+def _warp() -> int:
+    return word_at(context_address() + 8 * CTX_WARP)[0]
+
+
+@njit
+def _rank() -> int:
+    return warp_at(_engine(), _warp()).rank
+
+
+@njit
+def sm_id() -> int:
+    e = _engine()
+    return block_at(e, warp_at(e, _warp()).block).sm
+
+
+@njit
+def warp_id() -> int:
+    return warp_at(_engine(), _warp()).index
+
+
+@njit
+def load(offset: int) -> int:
+    return transfers.load(_engine(), _warp(), offset)
+
+
+@njit
+def load_acquire(offset: int) -> int:
+    return transfers.load_acquire(_engine(), _warp(), offset)
+
+
+@njit
+def store(rank: int, offset: int, value: int) -> None:
+    transfers.write_word(_engine(), _warp(), rank, offset, value, STORE)
+
+
+@njit
+def store_release(rank: int, offset: int, value: int) -> None:
+    warps.fence(_engine(), _warp())
+    transfers.write_word(_engine(), _warp(), rank, offset, value, STORE)
+
+
+@njit
+def add(rank: int, offset: int, value: int) -> None:
+    transfers.write_word(_engine(), _warp(), rank, offset, value, ADD)
+
+
+@njit
+def fetch_add(rank: int, offset: int, value: int) -> int:
+    return transfers.fetch_add(_engine(), _warp(), rank, offset, value)
+
+
+@njit
+def fence_release() -> None:
+    warps.fence(_engine(), _warp())
+
+
+@njit
+def wait_ge(offset: int, value: int, line: int) -> None:
+    e, warp = _engine(), _warp()
+    transfers.check_window(e, warp, warp_at(e, warp).rank, offset, 8)
+    warps.wait_ge(e, warp, offset, value, line)
+
+
+@njit
+def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int) -> int:
+    e, warp = _engine(), _warp()
+    transfers.check_window(e, warp, warp_at(e, warp).rank, offset, (count - 1) * stride + 8)
+    return warps.wait_any(e, warp, offset, stride, values_addr, count, line)
+
+
+@njit
+def warp_sync() -> None:
+    pass
+
+
+@njit
+def block_sync(line: int) -> None:
+    warps.block_sync(_engine(), _warp(), line)
+
+
+@njit
+def copy_row(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
+    e = _engine()
+    transfers.copy(e, _warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, _rank(), num_bytes), 0)
+
+
+@njit
+def copy_row_bulk(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
+    e = _engine()
+    transfers.copy(e, _warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, _rank(), num_bytes), 1)
+
+
+@njit
+def copy_bytes(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
+    transfers.copy(_engine(), _warp(), rank, offset, src_addr, num_bytes, num_bytes, 0)
+
+
+@njit
+def copy_topk(rank: int, idx_offset: int, weights_offset: int, topk: TopkRow) -> None:
+    e, warp = _engine(), _warp()
+    num_bytes = 4 * topk.num_topk
+    transfers.check_window(e, warp, rank, weights_offset, num_bytes)
+    port = transfers.port_to(e, warp, rank)
+    transfer = transfers.new_transfer(e, warp, TOPK, rank, idx_offset, num_bytes)
+    t = transfer_at(e, transfer)
+    t.num_bytes = 2 * num_bytes
+    t.bytes = 2 * t.num_bytes if port == HBM else t.num_bytes
+    t.offset2 = weights_offset
+    lanes.localize(rank, t.slot, t.slot + num_bytes, topk)
+    warps.owe(e, warp, header(e).word_issue)
+    transfers.issue(e, warp, transfer, port)
+
+
+@njit
+def localize_topk(rank: int, idx_addr: int, weights_addr: int, topk: TopkRow) -> None:
+    e = _engine()
+    lanes.localize(rank, idx_addr, weights_addr, topk)
+    warps.owe(e, _warp(), 2 * header(e).word_issue)
+
+
+@njit
+def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
+    e, warp = _engine(), _warp()
+    h, w = header(e), warp_at(e, warp)
+    own = w.rank
+    num_rows, row_bytes = rows.num_rows, rows.row_bytes
+    total = num_rows * wire_bytes(e, _rank(), row_bytes)
+    begun = h.now + w.debt
+    ready = begun
+    remote = False
+    first, last = -1, -1
+    if num_rows > 0:
+        ready = transfers.through_sm(e, warp, total, 0)
+        b = block_at(e, w.block)
+        b.reduce_free = max(b.reduce_free, begun) + cost(total, h.reduce_mbps)
+        ready = max(ready, b.reduce_free)
+    indices = lanes.i32_at(rows.rows_addr, max(num_rows, 1))
+    ranks = lanes.i32_at(rows.ranks_addr, max(num_rows, 1))
+    for index in range(num_rows):
+        rank = own if rows.ranks_addr == 0 else ranks[index]
+        remote = remote or rank != own
+        transfer = transfers.request_row(e, warp, rank, rows.base + indices[index] * row_bytes, row_bytes)
+        transfer_at(e, transfer).key = -1
+        if first < 0:
+            first = transfer
+        else:
+            transfer_at(e, last).key = transfer
+        last = transfer
+    transfers.await_rows(e, warp)
+    if remote:
+        # A load of a remote row waits for the link in both directions, once for every bytes_in_flight.
+        rounds = (total + h.ldst_flight - 1) // h.ldst_flight
+        ready = max(ready, begun + rounds * (h.ldst_load + 2 * h.nvl_latency))
+    warps.sleep_until(e, warp, max(h.now, ready))
+    num_elements = row_bytes // 2
+    sums = carray(as_pointer(h.scratch), (num_elements,), np.float32)
+    sums[:] = 0
+    weights = carray(as_pointer(weights_addr), (max(num_rows, 1),), np.float32)
+    transfer = first
+    for index in range(num_rows):
+        row_addr = transfer_at(e, transfer).slot
+        if weights_addr != 0 and index > 0:
+            lanes.add_weighted_row(sums, row_addr, weights[index], num_elements)
+        elif index == 0:
+            lanes.start_sum(sums, row_addr, num_elements)
+            if weights_addr != 0:
+                sums *= weights[0]
+        else:
+            lanes.add_row(sums, row_addr, num_elements)
+        after = transfer_at(e, transfer).key
+        give_transfer(e, transfer)
+        transfer = after
+    out = transfers.new_transfer(e, warp, STORE, own, 0, 0)
+    lanes.store_bf16(transfer_at(e, out).slot, sums, num_elements)
+    transfers.write_local_row(e, warp, out_addr - rank_at(e, own).base, out, row_bytes)
+
+
+@njit
+def reduce_rows(out_addr: int, rows: RowList) -> None:
+    _reduce(out_addr, rows, 0)
+
+
+@njit
+def reduce_rows_weighted(out_addr: int, rows: RowList, weights_addr: int) -> None:
+    _reduce(out_addr, rows, weights_addr)
+
+
+@njit
+def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
+    e = _engine()
+    transfers.put(e, _warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, _rank(), num_bytes), channel)
+
+
+@njit
+def put_bytes(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
+    transfers.put(_engine(), _warp(), rank, offset, src_addr, num_bytes, num_bytes, channel)
+
+
+@njit
+def put_signal(rank: int, offset: int, value: int, channel: int) -> None:
+    transfers.put_signal(_engine(), _warp(), rank, offset, value, channel)
+
+
+@njit
+def _layout(e: int, num_tokens: int) -> None:
+    warps.owe(e, _warp(), num_tokens * header(e).layout)
+
+
+@njit
+def count_ranks(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
+    e = _engine()
+    _layout(e, num_tokens)
+    counts = lanes.i32_at(counts_addr, topk.world_size)
+    counts[:] = 0
+    ranks_addr = header(e).scratch
+    ranks = lanes.i32_at(ranks_addr, topk.num_topk)
+    for token in range(num_tokens):
+        row = TopkRow(
+            topk.idx_addr + 4 * topk.num_topk * token,
+            0,
+            topk.num_topk,
+            topk.experts_per_rank,
+            topk.world_size,
+        )
+        for index in range(lanes.distinct_ranks(row, ranks_addr)):
+            counts[ranks[index]] += 1
+
+
+@njit
+def count_experts(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
+    e = _engine()
+    _layout(e, num_tokens)
+    counts = lanes.i32_at(counts_addr, topk.world_size * topk.experts_per_rank)
+    counts[:] = 0
+    idx = lanes.i32_at(topk.idx_addr, num_tokens * topk.num_topk)
+    for index in range(num_tokens * topk.num_topk):
+        if idx[index] >= 0:
+            counts[idx[index]] += 1
+
+
+@njit
+def sum_rows(matrix: Matrix, num_rows: int, initial_addr: int, sums_addr: int) -> None:
+    e = _engine()
+    h = header(e)
+    columns = matrix.num_columns
+    sums = lanes.i32_at(sums_addr, columns)
+    if initial_addr == 0:
+        sums[:] = 0
+    else:
+        initial = lanes.i32_at(initial_addr, columns)
+        for column in range(columns):
+            sums[column] = initial[column]
+    for index in range(num_rows):
+        row = lanes.i32_at(matrix.addr + index * matrix.row_bytes, columns)
+        for column in range(columns):
+            sums[column] += row[column]
+    # Lanes take columns; their loads follow each other without waiting.
+    warps.owe(e, _warp(), h.l2 + num_rows * ((columns + 31) // 32) * h.word_issue)
+
+
+@njit
+def route(topk: TopkRow, cursor_addr: int, ranks_addr: int, rows_addr: int) -> int:
+    _layout(_engine(), 1)
+    count = lanes.distinct_ranks(topk, ranks_addr)
+    ranks = lanes.i32_at(ranks_addr, topk.num_topk)
+    rows = lanes.i32_at(rows_addr, topk.num_topk)
+    cursor = lanes.i32_at(cursor_addr, topk.world_size)
+    for index in range(count):
+        rows[index] = cursor[ranks[index]]
+        cursor[ranks[index]] += 1
+    return count
+
+
+@njit
+def load_i32(addr: int) -> int:
+    return lanes.i32_at(addr, 1)[0]
+
+
+@njit
+def store_i32(addr: int, value: int) -> None:
+    lanes.i32_at(addr, 1)[0] = value
+
+
+@njit
+def load_i64(addr: int) -> int:
+    return word_at(addr)[0]
+
+
+@njit
+def store_i64(addr: int, value: int) -> None:
+    word_at(addr)[0] = value
+
+
+@njit
+def mark(stage: int) -> None:
+    warp_at(_engine(), _warp()).stage = stage

@@ -1,0 +1,80 @@
+"""What a protocol is: kernels in order, the memory they need, and what they cannot do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Literal
+
+from kernels.shape import Shape
+
+Op = Literal["dispatch", "combine", "pair"]
+Form = Literal["fresh", "cached"]
+Granularity = Literal["rank", "selection"]
+Route = Literal["one_hop", "rail", "pxn"]
+
+#: Regions that the harness owns: what a user passes in and gets back.
+INPUTS = ("x", "topk_idx", "topk_weights", "y")
+DISPATCH_OUTPUTS = ("recv_x", "recv_topk_idx", "recv_topk_weights", "recv_counts")
+COMBINE_OUTPUTS = ("out",)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLaunch:
+    """One launch of an operation.
+
+    Attributes:
+        name: phase that its time is recorded as.
+        kernel: function of one `params`.
+        params: named tuple class, all int64, filled by field name.
+        num_warps: warps of each block.
+        sms: `"comm"` for the reserved SMs, `"all"` for every SM of the GPU.
+    """
+
+    name: str
+    kernel: FunctionType
+    params: type[tuple[int, ...]]
+    num_warps: int
+    sms: Literal["comm", "all"] = "comm"
+
+
+def accepts_all(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
+    """Refuse nothing."""
+    return None
+
+
+def no_settings(shape: Shape) -> dict[str, int]:
+    """Return no parameters beyond those that every kernel can ask for."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """One way to dispatch and combine.
+
+    Attributes:
+        kernel: name, for example `direct`.
+        variant: name of the variant, for example `pull`.
+        summary: one line for lists.
+        regions: own flags and buffers, name to bytes, for a shape.
+        launches: launches of `dispatch` or `combine`, in order.
+        refuses: why an operation cannot run on a shape, or None.
+        settings: the protocol's own parameters by field name.
+        granularity: what a received row stands for.
+        route: the way rows go, by which their bytes are counted.
+        pulls: whether combine reads remote rows, and pays requests.
+        hops: rounding steps of combine: 1, or 2 where nodes reduce first.
+        is_baseline: whether it stands for a library.
+    """
+
+    kernel: str
+    variant: str
+    summary: str
+    regions: Callable[[Shape], dict[str, int]]
+    launches: Callable[[Op, Form], tuple[KernelLaunch, ...]]
+    refuses: Callable[..., str | None] = accepts_all
+    settings: Callable[[Shape], dict[str, int]] = no_settings
+    granularity: Granularity = "rank"
+    route: Route = "one_hop"
+    pulls: bool = False
+    hops: Literal[1, 2] = 1
+    is_baseline: bool = False
