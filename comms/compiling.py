@@ -52,3 +52,7 @@ def use_cache(extra_sources: tuple[Path, ...] = ()) -> Path:
         shutil.rmtree(old, ignore_errors=True)
     numba.config.CACHE_DIR = str(folder)
     return folder
+
+
+#: Compiles a function that only compiled code calls. Division by zero is the caller's to exclude.
+inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from numba import njit
 
+from comms.compiling import inner
 from comms.sim.events import push, push_launch_end, wake
 from comms.sim.ports import free_ingress, give_transfer, meter, reply
 from comms.sim.state import (
@@ -43,7 +43,7 @@ from comms.sim.state import (
 )
 
 
-@njit
+@inner
 def bucket_at(e: int, rank: int, offset: int) -> Any:
     """Return the list of warps that wait for a flag, and for those that share its hash."""
     h = header(e)
@@ -51,7 +51,7 @@ def bucket_at(e: int, rank: int, offset: int) -> Any:
     return record_at(h.buckets + index * BUCKET_BYTES, BUCKET)
 
 
-@njit
+@inner
 def next_poll(e: int, warp: int) -> int:
     """Return when a polling warp has the answer of its first poll from now on."""
     w = warp_at(e, warp)
@@ -59,7 +59,7 @@ def next_poll(e: int, warp: int) -> int:
     return w.poll_base + polls * header(e).poll + header(e).l2
 
 
-@njit
+@inner
 def word_changed(e: int, rank: int, offset: int, value: int) -> None:
     """Wake the warps of `rank` whose wait on the word at `offset` is over."""
     bucket = bucket_at(e, rank, offset)
@@ -95,7 +95,7 @@ def word_changed(e: int, rank: int, offset: int, value: int) -> None:
         warp = after
 
 
-@njit
+@inner
 def is_late(e: int, rank: int, offset: int) -> bool:
     """Return whether a write comes after the launch whose output it is; count it if so."""
     region = record_at(header(e).regions + region_at(e, offset) * REGION_BYTES, REGION)
@@ -106,7 +106,7 @@ def is_late(e: int, rank: int, offset: int) -> bool:
     return False
 
 
-@njit
+@inner
 def acknowledge(e: int, warp: int, generation: int, time: int) -> None:
     """Account an acknowledged write of `warp`; wake warps whose release waited for it."""
     w = warp_at(e, warp)
@@ -138,7 +138,7 @@ def acknowledge(e: int, warp: int, generation: int, time: int) -> None:
         push_launch_end(e, w.rank)
 
 
-@njit
+@inner
 def flush_signals(e: int, key: int) -> None:
     """Deliver the signals of a channel whose earlier puts have all arrived."""
     c = channel_at(e, key)
@@ -148,13 +148,13 @@ def flush_signals(e: int, key: int) -> None:
         deliver(e, signal)
 
 
-@njit
+@inner
 def channel_at(e: int, key: int) -> Any:
     """Return the record of a (source, destination, channel) triple."""
     return record_at(header(e).channels + key * CHANNEL_BYTES, CHANNEL)
 
 
-@njit
+@inner
 def change_word(e: int, transfer: int) -> None:
     """Store or add a transfer's value and wake who waited for it."""
     t = transfer_at(e, transfer)
@@ -163,7 +163,7 @@ def change_word(e: int, transfer: int) -> None:
     word_changed(e, t.dst_rank, t.offset, word[0])
 
 
-@njit
+@inner
 def deliver(e: int, transfer: int) -> None:
     """Apply a transfer that has arrived."""
     t = transfer_at(e, transfer)
@@ -210,7 +210,7 @@ def deliver(e: int, transfer: int) -> None:
     give_transfer(e, transfer)
 
 
-@njit
+@inner
 def arrive(e: int, port: int) -> None:
     """Take the transfer that arrives at `port` now and deliver it."""
     p = port_at(e, port)

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from comms.errors import EpbenchError, TimeoutFailure
 from comms.fabric import Fabric
-from comms.fiber import STACK_BYTES, Stacks, install_switch, start_address
+from comms.fiber import STACK_BYTES, Stacks, start_address
 from comms.memory import PAGE_BYTES, Windows, reserve
 from comms.sim import report, state
-from comms.sim.loop import run_slice
+from comms.sim.loop import compiled_loop
 
 #: Events between two looks at the clock, the progress bar and Ctrl-C: a fraction of a second.
 SLICE_EVENTS = 200_000
@@ -113,7 +113,7 @@ class Engine:
             TimeoutFailure: the kernels deadlock, or reach the limit of events or of virtual time.
             EpbenchError: a kernel raised, or left its regions.
         """
-        install_switch()
+        run_slice = compiled_loop()
         arrays = self._build(launches, options)
         h = arrays["header"][0]
         address = int(arrays["header"].ctypes.data)

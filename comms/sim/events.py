@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from numba import njit
 
+from comms.compiling import inner
 from comms.sim.state import EV_LAUNCH, EV_WARP, EVENT, EVENT_BYTES, READY, header, rank_at, record_at, warp_at
 
 
 
-@njit
+@inner
 def item(heap: int, index: int) -> Any:
     """Return the event at a place of the heap."""
     return record_at(heap + index * EVENT_BYTES, EVENT)
 
 
-@njit
+@inner
 def push(e: int, time: int, kind: int, index: int) -> None:
     """Schedule event `kind` of `index` at `time`."""
     h = header(e)
@@ -36,7 +36,7 @@ def push(e: int, time: int, kind: int, index: int) -> None:
     item(heap, hole).code = (index << 3) | kind
 
 
-@njit
+@inner
 def pop(e: int) -> int:
     """Take the earliest event off the heap, set the clock to it, return its code."""
     h = header(e)
@@ -71,14 +71,14 @@ def pop(e: int) -> int:
     return code
 
 
-@njit
+@inner
 def wake(e: int, warp: int, time: int) -> None:
     """Make `warp` runnable at `time`."""
     warp_at(e, warp).state = READY
     push(e, time, EV_WARP, warp)
 
 
-@njit
+@inner
 def push_launch_end(e: int, rank: int) -> None:
     """Schedule the end of a rank's launch: its warps are done and its writes acknowledged."""
     push(e, max(header(e).now, rank_at(e, rank).last_ack), EV_LAUNCH, rank)

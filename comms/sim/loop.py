@@ -1,8 +1,21 @@
 """The event loop and what begins and ends a launch."""
 
+
+from collections.abc import Callable
+from functools import cache
+
 from numba import njit
 
-from comms.fiber import CONTEXT_BYTES, CTX_ARG, CTX_ENGINE, CTX_RSP, CTX_WARP, switch
+from comms.compiling import inner, use_cache
+from comms.fiber import (
+    CONTEXT_BYTES,
+    CTX_ARG,
+    CTX_ENGINE,
+    CTX_RSP,
+    CTX_WARP,
+    install_switch,
+    switch,
+)
 from comms.sim.deliver import arrive
 from comms.sim.events import pop, push, push_launch_end, wake
 from comms.sim.ports import finish_service
@@ -22,7 +35,7 @@ from comms.sim.state import (
 )
 
 
-@njit
+@inner
 def prepare_stack(e: int, warp: int, entry: int, argument: int) -> None:
     """Lay a stack out so that the first switch to it calls `entry(argument)`."""
     h = header(e)
@@ -41,7 +54,7 @@ def prepare_stack(e: int, warp: int, entry: int, argument: int) -> None:
     warp_at(e, warp).context = context
 
 
-@njit
+@inner
 def begin_launch(e: int, rank: int) -> None:
     """Create the warps of a rank's current launch."""
     h = header(e)
@@ -71,7 +84,7 @@ def begin_launch(e: int, rank: int) -> None:
         push_launch_end(e, rank)
 
 
-@njit
+@inner
 def end_launch(e: int, rank: int) -> None:
     """Record when a rank's launch ended and schedule its next."""
     h = header(e)
@@ -87,11 +100,10 @@ def end_launch(e: int, rank: int) -> None:
         push(e, h.now + h.launch_gap, EV_LAUNCH, rank)
 
 
-@njit
 def run_slice(e: int, max_events: int, time_limit: int) -> bool:
     """Handle up to `max_events` events; return whether the run can go on.
 
-    Compiled with every instruction of the engine; kernels run on their fibers from here.
+    Kernels run on their fibers from here. `compiled_loop` compiles it.
     """
     h = header(e)
     h.slice_end = h.events + max_events
@@ -110,3 +122,12 @@ def run_slice(e: int, max_events: int, time_limit: int) -> bool:
         else:
             begin_launch(e, index)
     return h.heap_size > 0 and h.error == 0 and h.now <= time_limit
+
+
+@cache
+def compiled_loop() -> Callable[[int, int, int], bool]:
+    """Return `run_slice` compiled, from the disk where it is there."""
+    install_switch()
+    use_cache()
+    compiled: Callable[[int, int, int], bool] = njit(cache=True)(run_slice)
+    return compiled

@@ -12,8 +12,8 @@ window <= cap x window + one transfer.
 
 from typing import Any
 
-from numba import njit
 
+from comms.compiling import inner
 from comms.sim.events import push, wake
 from comms.sim.state import (
     EV_ARRIVE,
@@ -39,7 +39,7 @@ from comms.sim.state import (
 )
 
 
-@njit
+@inner
 def take_transfer(e: int) -> int:
     """Take a transfer from the pool; record an error where there is none left."""
     h = header(e)
@@ -56,14 +56,14 @@ def take_transfer(e: int) -> int:
     return transfer
 
 
-@njit
+@inner
 def give_transfer(e: int, transfer: int) -> None:
     """Return a transfer to the pool."""
     transfer_at(e, transfer).next = header(e).free_transfer
     header(e).free_transfer = transfer
 
 
-@njit
+@inner
 def meter(e: int, port: int, time: int, cost_ps: int) -> None:
     """Account a completion of `cost_ps` at `time` and check the window law."""
     p = port_at(e, port)
@@ -76,7 +76,7 @@ def meter(e: int, port: int, time: int, cost_ps: int) -> None:
     p.busy_ps += cost_ps
 
 
-@njit
+@inner
 def arrive_at(e: int, port: int, transfer: int, time: int) -> None:
     """Let a transfer arrive at `port` at `time`, after those already on their way there."""
     p = port_at(e, port)
@@ -90,13 +90,13 @@ def arrive_at(e: int, port: int, transfer: int, time: int) -> None:
     p.tail = transfer
 
 
-@njit
+@inner
 def queue_at(e: int, queue: int) -> Any:
     """Return the record of a queue for one destination."""
     return record_at(header(e).queues + queue * QUEUE_BYTES, QUEUE)
 
 
-@njit
+@inner
 def enqueue(e: int, port: int, transfer: int) -> None:
     """Append an admitted transfer to its destination's queue; local memory has the place of the own rank."""
     p = port_at(e, port)
@@ -116,7 +116,7 @@ def enqueue(e: int, port: int, transfer: int) -> None:
     q.tail = transfer
 
 
-@njit
+@inner
 def make_ready(e: int, queue: int) -> None:
     """Append a queue to those that its port may serve."""
     q = queue_at(e, queue)
@@ -129,7 +129,7 @@ def make_ready(e: int, queue: int) -> None:
     p.ready_tail = queue
 
 
-@njit
+@inner
 def make_waiting(e: int, queue: int, ingress: int) -> None:
     """Append a queue to those that wait for room at an ingress port."""
     into = port_at(e, ingress)
@@ -142,13 +142,13 @@ def make_waiting(e: int, queue: int, ingress: int) -> None:
     into.waiting_tail = queue
 
 
-@njit
+@inner
 def ingress_of(port: int, dst_rank: int) -> int:
     """Return the port by which what leaves `port` enters `dst_rank`."""
     return dst_rank * NUM_PORTS + (NIC_IN if port % NUM_PORTS == NIC_OUT else NVL_IN)
 
 
-@njit
+@inner
 def serve(e: int, port: int) -> None:
     """Let an idle egress port send its next transfer, if one can leave."""
     p = port_at(e, port)
@@ -176,7 +176,7 @@ def serve(e: int, port: int) -> None:
         return
 
 
-@njit
+@inner
 def leave(e: int, port: int, transfer: int) -> None:
     """Send a transfer: occupy the port for its bytes and reserve its arrival."""
     h = header(e)
@@ -204,7 +204,7 @@ def leave(e: int, port: int, transfer: int) -> None:
     push(e, h.now + duration, EV_EGRESS, port)
 
 
-@njit
+@inner
 def finish_service(e: int, port: int) -> None:
     """End a service: admit who fits into the freed room, serve the next."""
     p = port_at(e, port)
@@ -221,7 +221,7 @@ def finish_service(e: int, port: int) -> None:
     serve(e, port)
 
 
-@njit
+@inner
 def free_ingress(e: int, port: int, num_bytes: int) -> None:
     """Free room at an ingress port and let the queues that waited for it, in order, be served again."""
     into = port_at(e, port)
@@ -241,7 +241,7 @@ def free_ingress(e: int, port: int, num_bytes: int) -> None:
             serve(e, q.port)
 
 
-@njit
+@inner
 def request(e: int, port: int, transfer: int) -> None:
     """Send a read request by an egress port."""
     p = port_at(e, port)
@@ -255,7 +255,7 @@ def request(e: int, port: int, transfer: int) -> None:
         serve(e, port)
 
 
-@njit
+@inner
 def reply(e: int, port: int, transfer: int) -> None:
     """Put what a read request asked for into an egress queue; no warp waits to issue it."""
     enqueue(e, port, transfer)
@@ -263,7 +263,7 @@ def reply(e: int, port: int, transfer: int) -> None:
         serve(e, port)
 
 
-@njit
+@inner
 def post(e: int, port: int, transfer: int) -> bool:
     """Put a transfer into an egress queue; return False where its warp must stall until it is admitted."""
     p = port_at(e, port)

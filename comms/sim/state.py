@@ -8,8 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
+
+from comms.compiling import inner
 
 #: Ports of a rank. The four links are the fabric's; `HBM` serves local copies in order, `HBM_DONE` and `L2` are
 #: where local row copies and local words wait until they are visible, `SIGNALS` is where a NIC's signals arrive.
@@ -139,49 +141,49 @@ def record_at(typingctx, address, dtype):  # type: ignore[no-untyped-def]
     return record(types.int64, dtype), codegen
 
 
-@njit
+@inner
 def word_at(address: int) -> Any:
     """Return the int64 word at `address` as an array of one."""
     return carray(as_pointer(address), (1,), np.int64)
 
 
-@njit
+@inner
 def header(e: int) -> Any:
     """Return the header of the engine at address `e`."""
     return record_at(e, HEADER)
 
 
-@njit
+@inner
 def warp_at(e: int, warp: int) -> Any:
     """Return the record of a warp."""
     return record_at(record_at(e, HEADER).warps + warp * WARP_BYTES, WARP)
 
 
-@njit
+@inner
 def block_at(e: int, block: int) -> Any:
     """Return the record of a block."""
     return record_at(record_at(e, HEADER).blocks + block * BLOCK_BYTES, BLOCK)
 
 
-@njit
+@inner
 def port_at(e: int, port: int) -> Any:
     """Return the record of a port."""
     return record_at(record_at(e, HEADER).ports + port * PORT_BYTES, PORT)
 
 
-@njit
+@inner
 def transfer_at(e: int, transfer: int) -> Any:
     """Return the record of a transfer."""
     return record_at(record_at(e, HEADER).transfers + transfer * TRANSFER_BYTES, TRANSFER)
 
 
-@njit
+@inner
 def rank_at(e: int, rank: int) -> Any:
     """Return the record of a rank."""
     return record_at(record_at(e, HEADER).ranks + rank * RANK_BYTES, RANK)
 
 
-@njit
+@inner
 def region_at(e: int, rank_offset: int) -> int:
     """Return the region that an offset of the window lies in, -1 for none."""
     h = record_at(e, HEADER)
@@ -190,13 +192,13 @@ def region_at(e: int, rank_offset: int) -> int:
     return carray(as_pointer(h.pages), (h.num_pages,), np.int16)[rank_offset >> PAGE_SHIFT]
 
 
-@njit
+@inner
 def cost(num_bytes: int, mbps: int) -> int:
     """Return the picoseconds that `num_bytes` take at `mbps`, rounded up."""
     return (num_bytes * 1000000 + mbps - 1) // mbps
 
 
-@njit
+@inner
 def wire_bytes(e: int, rank: int, num_bytes: int) -> int:
     """Return what `num_bytes` of rows cost in a rank's launch: each counts as the model's whole row."""
     r = rank_at(e, rank)

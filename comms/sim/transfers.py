@@ -5,8 +5,8 @@ copy rate, which its warps share. Then it enters a queue. Remote addresses are (
 checked against the window's regions.
 """
 
-from numba import njit
 
+from comms.compiling import inner
 from comms.sim.deliver import channel_at, change_word
 from comms.sim.ports import arrive_at, post, request, take_transfer
 from comms.sim.state import (
@@ -50,7 +50,7 @@ from comms.sim.state import (
 from comms.sim.warps import fail, owe, pay, sleep_until, suspend
 
 
-@njit
+@inner
 def check_window(e: int, warp: int, rank: int, offset: int, num_bytes: int) -> None:
     """Stop the engine unless the bytes lie in one region of a rank's window."""
     if rank < 0 or rank >= header(e).world_size:
@@ -63,7 +63,7 @@ def check_window(e: int, warp: int, rank: int, offset: int, num_bytes: int) -> N
         fail(e, warp, OUT_OF_BOUNDS, rank, offset + num_bytes)
 
 
-@njit
+@inner
 def port_to(e: int, warp: int, rank: int) -> int:
     """Return the port by which loads and stores of a warp leave for `rank`."""
     own = warp_at(e, warp).rank
@@ -74,7 +74,7 @@ def port_to(e: int, warp: int, rank: int) -> int:
     return NVL_OUT
 
 
-@njit
+@inner
 def new_transfer(e: int, warp: int, kind: int, rank: int, offset: int, num_bytes: int) -> int:
     """Return a transfer of `num_bytes` from this warp to (rank, offset)."""
     check_window(e, warp, rank, offset, num_bytes)
@@ -88,7 +88,7 @@ def new_transfer(e: int, warp: int, kind: int, rank: int, offset: int, num_bytes
     return transfer
 
 
-@njit
+@inner
 def issue(e: int, warp: int, transfer: int, kind: int) -> None:
     """Post a write at the warp's port `kind`; stall where the queue is full."""
     w = warp_at(e, warp)
@@ -102,7 +102,7 @@ def issue(e: int, warp: int, transfer: int, kind: int) -> None:
         suspend(e, warp)
 
 
-@njit
+@inner
 def through_sm(e: int, warp: int, num_bytes: int, bulk: int) -> int:
     """Reserve the SM's copy pipe for `num_bytes`; return when they have passed it."""
     h = header(e)
@@ -119,7 +119,7 @@ def through_sm(e: int, warp: int, num_bytes: int, bulk: int) -> int:
     return max(b.copy_free, now + fixed + (num_bytes + flight - 1) // flight * load)
 
 
-@njit
+@inner
 def copy(e: int, warp: int, rank: int, offset: int, source: int, num_bytes: int, wire: int, bulk: int) -> None:
     """Copy `num_bytes` of local memory to (rank, offset), charged as `wire` bytes.
 
@@ -138,7 +138,7 @@ def copy(e: int, warp: int, rank: int, offset: int, source: int, num_bytes: int,
     issue(e, warp, transfer, port)
 
 
-@njit
+@inner
 def put(e: int, warp: int, rank: int, offset: int, source: int, num_bytes: int, wire: int, channel: int) -> None:
     """Write local memory to (rank, offset) on another node; the source is read on arrival."""
     transfer = new_transfer(e, warp, PUT, rank, offset, num_bytes)
@@ -152,7 +152,7 @@ def put(e: int, warp: int, rank: int, offset: int, source: int, num_bytes: int, 
         suspend(e, warp)
 
 
-@njit
+@inner
 def put_signal(e: int, warp: int, rank: int, offset: int, value: int, channel: int) -> None:
     """Add `value` to a flag on another node once this channel's earlier puts to it have arrived.
 
@@ -174,7 +174,7 @@ def put_signal(e: int, warp: int, rank: int, offset: int, value: int, channel: i
     c.tail = transfer + 1
 
 
-@njit
+@inner
 def channel_key(e: int, warp: int, rank: int, channel: int) -> int:
     """Return the index of a channel to `rank`; stop the engine where no NIC path leads there."""
     h = header(e)
@@ -187,7 +187,7 @@ def channel_key(e: int, warp: int, rank: int, channel: int) -> int:
     return (own * h.world_size + rank) * h.num_channels + channel
 
 
-@njit
+@inner
 def write_word(e: int, warp: int, rank: int, offset: int, value: int, kind: int) -> None:
     """Store or add a word at (rank, offset), relaxed."""
     port = port_to(e, warp, rank)
@@ -207,7 +207,7 @@ def write_word(e: int, warp: int, rank: int, offset: int, value: int, kind: int)
     arrive_at(e, rank * NUM_PORTS + L2, transfer, header(e).now + header(e).l2)
 
 
-@njit
+@inner
 def fetch_add(e: int, warp: int, rank: int, offset: int, value: int) -> int:
     """Add to the word at (rank, offset) and return what it was."""
     port = port_to(e, warp, rank)
@@ -227,7 +227,7 @@ def fetch_add(e: int, warp: int, rank: int, offset: int, value: int) -> int:
     return w.reply
 
 
-@njit
+@inner
 def request_row(e: int, warp: int, rank: int, offset: int, num_bytes: int) -> int:
     """Start to read a row at (rank, offset); return the transfer whose slot will hold it."""
     h = header(e)
@@ -253,7 +253,7 @@ def request_row(e: int, warp: int, rank: int, offset: int, num_bytes: int) -> in
     return transfer
 
 
-@njit
+@inner
 def await_rows(e: int, warp: int) -> None:
     """Wait until every row that this warp has requested is here."""
     w = warp_at(e, warp)
@@ -262,7 +262,7 @@ def await_rows(e: int, warp: int) -> None:
         suspend(e, warp)
 
 
-@njit
+@inner
 def write_local_row(e: int, warp: int, offset: int, transfer: int, num_bytes: int) -> None:
     """Write the row in a transfer's slot to the own window; the registers of the warp are its source."""
     t = transfer_at(e, transfer)
@@ -273,7 +273,7 @@ def write_local_row(e: int, warp: int, offset: int, transfer: int, num_bytes: in
     issue(e, warp, transfer, HBM)
 
 
-@njit
+@inner
 def load(e: int, warp: int, offset: int) -> int:
     """Load a word of the own window, relaxed."""
     check_window(e, warp, warp_at(e, warp).rank, offset, 8)
@@ -281,7 +281,7 @@ def load(e: int, warp: int, offset: int) -> int:
     return word_at(rank_at(e, warp_at(e, warp).rank).base + offset)[0]
 
 
-@njit
+@inner
 def load_acquire(e: int, warp: int, offset: int) -> int:
     """Load a word of the own window; others may run before it returns."""
     check_window(e, warp, warp_at(e, warp).rank, offset, 8)

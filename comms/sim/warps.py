@@ -3,8 +3,8 @@
 These run on the warp's fiber. Each takes the address of the running context, from which engine and warp follow.
 """
 
-from numba import njit
 
+from comms.compiling import inner
 from comms.fiber import switch
 from comms.sim.deliver import bucket_at
 from comms.sim.events import item, push, push_launch_end, wake
@@ -24,13 +24,13 @@ from comms.sim.state import (
 )
 
 
-@njit
+@inner
 def suspend(e: int, warp: int) -> None:
     """Give the processor back to the event loop until the warp is woken."""
     switch(warp_at(e, warp).context, header(e).main_context)
 
 
-@njit
+@inner
 def sleep_until(e: int, warp: int, time: int) -> None:
     """Let virtual time pass until `time`; nothing else happens where nothing is due before."""
     h = header(e)
@@ -43,7 +43,7 @@ def sleep_until(e: int, warp: int, time: int) -> None:
     suspend(e, warp)
 
 
-@njit
+@inner
 def pay(e: int, warp: int, picoseconds: int) -> None:
     """Let the time of earlier instructions and `picoseconds` more pass."""
     w = warp_at(e, warp)
@@ -52,13 +52,13 @@ def pay(e: int, warp: int, picoseconds: int) -> None:
     sleep_until(e, warp, header(e).now + debt + picoseconds)
 
 
-@njit
+@inner
 def owe(e: int, warp: int, picoseconds: int) -> None:
     """Charge an instruction that nobody can observe; the next one that lets time pass pays."""
     warp_at(e, warp).debt += picoseconds
 
 
-@njit
+@inner
 def fail(e: int, warp: int, error: int, a: int, b: int) -> None:
     """Stop the engine with an error of this warp; never returns to it."""
     h = header(e)
@@ -68,7 +68,7 @@ def fail(e: int, warp: int, error: int, a: int, b: int) -> None:
         suspend(e, warp)
 
 
-@njit
+@inner
 def wait_ge(e: int, warp: int, offset: int, value: int, line: int) -> None:
     """Poll the word at `offset` of the own window until it is at least `value`."""
     w = warp_at(e, warp)
@@ -88,7 +88,7 @@ def wait_ge(e: int, warp: int, offset: int, value: int, line: int) -> None:
     suspend(e, warp)
 
 
-@njit
+@inner
 def wait_any(e: int, warp: int, offset: int, stride: int, values: int, count: int, line: int) -> int:
     """Poll `count` words, `stride` bytes apart, until one is at least its value; return its index.
 
@@ -110,7 +110,7 @@ def wait_any(e: int, warp: int, offset: int, stride: int, values: int, count: in
         suspend(e, warp)
 
 
-@njit
+@inner
 def open_barrier(e: int, block: int) -> None:
     """Let the warps that wait at the block's barrier go on."""
     b = block_at(e, block)
@@ -129,7 +129,7 @@ def open_barrier(e: int, block: int) -> None:
         warp = after
 
 
-@njit
+@inner
 def block_sync(e: int, warp: int, line: int) -> None:
     """Wait for the other warps of the block; their earlier writes count as this warp's from here on."""
     w = warp_at(e, warp)
@@ -149,7 +149,7 @@ def block_sync(e: int, warp: int, line: int) -> None:
     suspend(e, warp)
 
 
-@njit
+@inner
 def fence(e: int, warp: int) -> None:
     """Sleep until every write that a release by this warp covers has been acknowledged."""
     w = warp_at(e, warp)
@@ -167,7 +167,7 @@ def fence(e: int, warp: int) -> None:
     suspend(e, warp)
 
 
-@njit
+@inner
 def finish(e: int, warp: int) -> None:
     """End the warp; the launch ends on its rank with the last warp and the last acknowledged write."""
     w = warp_at(e, warp)

@@ -1,5 +1,7 @@
 """Entries: what a fiber starts with, a compiled kernel that takes its parameters' address."""
 
+import inspect
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -28,6 +30,22 @@ def load_params(typingctx, address, params_class):  # type: ignore[no-untyped-de
     return result(types.int64, params_class), codegen
 
 
+_ENTRY = """
+def {name}(argument):
+    failed = False
+    try:
+        run(load_params(argument, params_class))
+    except Exception:
+        failed = True
+    if failed:
+        warps.fail(engine(), warp(), EXCEPTION, 0, 0)
+    warps.finish(engine(), warp())
+"""
+
+#: Kernels keep Python's arithmetic: a division by zero is an error that names its warp.
+_compile = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
 def sim_entry(kernel: FunctionType, params: type[Any]) -> Any:
     """Compile the entry of a kernel on the simulator.
 
@@ -39,18 +57,19 @@ def sim_entry(kernel: FunctionType, params: type[Any]) -> Any:
         A compiled callback with an `address`; keep it as long as the address is in use.
     """
     install_switch()
-    use_cache()
-    run = bind(kernel, sim, njit)
-
-    def entry(argument: int) -> None:
-        e, warp = sim._engine(), sim._warp()
-        failed = False
-        try:
-            run(load_params(argument, params))
-        except Exception:
-            failed = True
-        if failed:
-            warps.fail(e, warp, EXCEPTION, 0, 0)
-        warps.finish(e, warp)
-
-    return cfunc(types.void(types.int64))(entry)
+    path = Path(inspect.getsourcefile(kernel) or "")
+    use_cache((path,))
+    namespace = {
+        "EXCEPTION": EXCEPTION,
+        "engine": sim.this_engine,
+        "load_params": load_params,
+        "params_class": params,
+        "run": bind(kernel, sim, _compile),
+        "warp": sim.this_warp,
+        "warps": warps,
+        "__name__": kernel.__module__,
+    }
+    # Numba keeps compiled functions by name and file: the entry has a name of its own and the kernel's file.
+    name = f"{kernel.__name__}_on_sim"
+    exec(compile(_ENTRY.format(name=name), str(path), "exec"), namespace)
+    return cfunc(types.void(types.int64), cache=True)(namespace[name])

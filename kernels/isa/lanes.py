@@ -3,10 +3,11 @@
 from typing import Any
 
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
 
 import numpy as np
+from comms.compiling import inner
 from comms.sim.state import as_pointer
 from kernels.isa import TopkRow
 
@@ -39,17 +40,17 @@ def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
     return types.float32(types.float32, types.float32, types.float32), codegen
 
 
-@njit
+@inner
 def to_bf16(value: float) -> int:
-    """Return the BF16 bits of an FP32 value, rounded to nearest even; NaN stays NaN."""
+    """Return the BF16 bits of an FP32 value, rounded to nearest even; any NaN becomes 0x7FFF."""
     bits = as_bits(value)
     if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
-        return (bits >> np.uint32(16)) | np.uint32(0x40)
+        return np.uint32(0x7FFF)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
 
 
-@njit
+@inner
 def start_sum(sums: Any, row_addr: int, num_elements: int) -> None:
     """Set FP32 sums to a BF16 row."""
     row = carray(as_pointer(row_addr), (num_elements,), np.uint16)
@@ -57,7 +58,7 @@ def start_sum(sums: Any, row_addr: int, num_elements: int) -> None:
         sums[index] = as_float(np.uint32(row[index]) << np.uint32(16))
 
 
-@njit
+@inner
 def add_row(sums: Any, row_addr: int, num_elements: int) -> None:
     """Add a BF16 row to FP32 sums."""
     row = carray(as_pointer(row_addr), (num_elements,), np.uint16)
@@ -65,7 +66,7 @@ def add_row(sums: Any, row_addr: int, num_elements: int) -> None:
         sums[index] += as_float(np.uint32(row[index]) << np.uint32(16))
 
 
-@njit
+@inner
 def add_weighted_row(sums: Any, row_addr: int, weight: float, num_elements: int) -> None:
     """Add weight times a BF16 row to FP32 sums by fma."""
     row = carray(as_pointer(row_addr), (num_elements,), np.uint16)
@@ -73,7 +74,7 @@ def add_weighted_row(sums: Any, row_addr: int, weight: float, num_elements: int)
         sums[index] = fma(weight, as_float(np.uint32(row[index]) << np.uint32(16)), sums[index])
 
 
-@njit
+@inner
 def store_bf16(out_addr: int, sums: Any, num_elements: int) -> None:
     """Round FP32 sums to a BF16 row."""
     row = carray(as_pointer(out_addr), (num_elements,), np.uint16)
@@ -81,13 +82,13 @@ def store_bf16(out_addr: int, sums: Any, num_elements: int) -> None:
         row[index] = to_bf16(sums[index])
 
 
-@njit
+@inner
 def i32_at(address: int, count: int) -> Any:
     """Return `count` int32 at an address as an array."""
     return carray(as_pointer(address), (count,), np.int32)
 
 
-@njit
+@inner
 def distinct_ranks(topk: TopkRow, ranks_addr: int) -> int:
     """Write the distinct ranks of a token in ascending order to int32 `ranks`; return their number."""
     idx = i32_at(topk.idx_addr, topk.num_topk)
@@ -109,7 +110,7 @@ def distinct_ranks(topk: TopkRow, ranks_addr: int) -> int:
     return count
 
 
-@njit
+@inner
 def localize(rank: int, out_idx_addr: int, out_weights_addr: int, topk: TopkRow) -> None:
     """Write a token's expert ids made local to `rank`, and its weights there."""
     idx = i32_at(topk.idx_addr, topk.num_topk)

@@ -1,8 +1,9 @@
 """The instruction set in virtual time: each instruction on the engine's fiber of the warp that runs it."""
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
+from comms.compiling import inner
 from comms.fiber import CTX_ENGINE, CTX_WARP, context_address
 from comms.sim import transfers, warps
 from comms.sim.ports import give_transfer
@@ -28,112 +29,112 @@ from kernels.isa import Matrix, RowList, TopkRow, lanes
 __all__ = ["Matrix", "RowList", "TopkRow"]
 
 
-@njit
-def _engine() -> int:
+@inner
+def this_engine() -> int:
     return word_at(context_address() + 8 * CTX_ENGINE)[0]
 
 
-@njit
-def _warp() -> int:
+@inner
+def this_warp() -> int:
     return word_at(context_address() + 8 * CTX_WARP)[0]
 
 
-@njit
-def _rank() -> int:
-    return warp_at(_engine(), _warp()).rank
+@inner
+def this_rank() -> int:
+    return warp_at(this_engine(), this_warp()).rank
 
 
-@njit
+@inner
 def sm_id() -> int:
-    e = _engine()
-    return block_at(e, warp_at(e, _warp()).block).sm
+    e = this_engine()
+    return block_at(e, warp_at(e, this_warp()).block).sm
 
 
-@njit
+@inner
 def warp_id() -> int:
-    return warp_at(_engine(), _warp()).index
+    return warp_at(this_engine(), this_warp()).index
 
 
-@njit
+@inner
 def load(offset: int) -> int:
-    return transfers.load(_engine(), _warp(), offset)
+    return transfers.load(this_engine(), this_warp(), offset)
 
 
-@njit
+@inner
 def load_acquire(offset: int) -> int:
-    return transfers.load_acquire(_engine(), _warp(), offset)
+    return transfers.load_acquire(this_engine(), this_warp(), offset)
 
 
-@njit
+@inner
 def store(rank: int, offset: int, value: int) -> None:
-    transfers.write_word(_engine(), _warp(), rank, offset, value, STORE)
+    transfers.write_word(this_engine(), this_warp(), rank, offset, value, STORE)
 
 
-@njit
+@inner
 def store_release(rank: int, offset: int, value: int) -> None:
-    warps.fence(_engine(), _warp())
-    transfers.write_word(_engine(), _warp(), rank, offset, value, STORE)
+    warps.fence(this_engine(), this_warp())
+    transfers.write_word(this_engine(), this_warp(), rank, offset, value, STORE)
 
 
-@njit
+@inner
 def add(rank: int, offset: int, value: int) -> None:
-    transfers.write_word(_engine(), _warp(), rank, offset, value, ADD)
+    transfers.write_word(this_engine(), this_warp(), rank, offset, value, ADD)
 
 
-@njit
+@inner
 def fetch_add(rank: int, offset: int, value: int) -> int:
-    return transfers.fetch_add(_engine(), _warp(), rank, offset, value)
+    return transfers.fetch_add(this_engine(), this_warp(), rank, offset, value)
 
 
-@njit
+@inner
 def fence_release() -> None:
-    warps.fence(_engine(), _warp())
+    warps.fence(this_engine(), this_warp())
 
 
-@njit
+@inner
 def wait_ge(offset: int, value: int, line: int) -> None:
-    e, warp = _engine(), _warp()
+    e, warp = this_engine(), this_warp()
     transfers.check_window(e, warp, warp_at(e, warp).rank, offset, 8)
     warps.wait_ge(e, warp, offset, value, line)
 
 
-@njit
+@inner
 def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int) -> int:
-    e, warp = _engine(), _warp()
+    e, warp = this_engine(), this_warp()
     transfers.check_window(e, warp, warp_at(e, warp).rank, offset, (count - 1) * stride + 8)
     return warps.wait_any(e, warp, offset, stride, values_addr, count, line)
 
 
-@njit
+@inner
 def warp_sync() -> None:
     pass
 
 
-@njit
+@inner
 def block_sync(line: int) -> None:
-    warps.block_sync(_engine(), _warp(), line)
+    warps.block_sync(this_engine(), this_warp(), line)
 
 
-@njit
+@inner
 def copy_row(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
-    e = _engine()
-    transfers.copy(e, _warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, _rank(), num_bytes), 0)
+    e = this_engine()
+    transfers.copy(e, this_warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, this_rank(), num_bytes), 0)
 
 
-@njit
+@inner
 def copy_row_bulk(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
-    e = _engine()
-    transfers.copy(e, _warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, _rank(), num_bytes), 1)
+    e = this_engine()
+    transfers.copy(e, this_warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, this_rank(), num_bytes), 1)
 
 
-@njit
+@inner
 def copy_bytes(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
-    transfers.copy(_engine(), _warp(), rank, offset, src_addr, num_bytes, num_bytes, 0)
+    transfers.copy(this_engine(), this_warp(), rank, offset, src_addr, num_bytes, num_bytes, 0)
 
 
-@njit
+@inner
 def copy_topk(rank: int, idx_offset: int, weights_offset: int, topk: TopkRow) -> None:
-    e, warp = _engine(), _warp()
+    e, warp = this_engine(), this_warp()
     num_bytes = 4 * topk.num_topk
     transfers.check_window(e, warp, rank, weights_offset, num_bytes)
     port = transfers.port_to(e, warp, rank)
@@ -147,20 +148,20 @@ def copy_topk(rank: int, idx_offset: int, weights_offset: int, topk: TopkRow) ->
     transfers.issue(e, warp, transfer, port)
 
 
-@njit
+@inner
 def localize_topk(rank: int, idx_addr: int, weights_addr: int, topk: TopkRow) -> None:
-    e = _engine()
+    e = this_engine()
     lanes.localize(rank, idx_addr, weights_addr, topk)
-    warps.owe(e, _warp(), 2 * header(e).word_issue)
+    warps.owe(e, this_warp(), 2 * header(e).word_issue)
 
 
-@njit
+@inner
 def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
-    e, warp = _engine(), _warp()
+    e, warp = this_engine(), this_warp()
     h, w = header(e), warp_at(e, warp)
     own = w.rank
     num_rows, row_bytes = rows.num_rows, rows.row_bytes
-    total = num_rows * wire_bytes(e, _rank(), row_bytes)
+    total = num_rows * wire_bytes(e, this_rank(), row_bytes)
     begun = h.now + w.debt
     ready = begun
     remote = False
@@ -211,40 +212,40 @@ def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
     transfers.write_local_row(e, warp, out_addr - rank_at(e, own).base, out, row_bytes)
 
 
-@njit
+@inner
 def reduce_rows(out_addr: int, rows: RowList) -> None:
     _reduce(out_addr, rows, 0)
 
 
-@njit
+@inner
 def reduce_rows_weighted(out_addr: int, rows: RowList, weights_addr: int) -> None:
     _reduce(out_addr, rows, weights_addr)
 
 
-@njit
+@inner
 def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
-    e = _engine()
-    transfers.put(e, _warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, _rank(), num_bytes), channel)
+    e = this_engine()
+    transfers.put(e, this_warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, this_rank(), num_bytes), channel)
 
 
-@njit
+@inner
 def put_bytes(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
-    transfers.put(_engine(), _warp(), rank, offset, src_addr, num_bytes, num_bytes, channel)
+    transfers.put(this_engine(), this_warp(), rank, offset, src_addr, num_bytes, num_bytes, channel)
 
 
-@njit
+@inner
 def put_signal(rank: int, offset: int, value: int, channel: int) -> None:
-    transfers.put_signal(_engine(), _warp(), rank, offset, value, channel)
+    transfers.put_signal(this_engine(), this_warp(), rank, offset, value, channel)
 
 
-@njit
+@inner
 def _layout(e: int, num_tokens: int) -> None:
-    warps.owe(e, _warp(), num_tokens * header(e).layout)
+    warps.owe(e, this_warp(), num_tokens * header(e).layout)
 
 
-@njit
+@inner
 def count_ranks(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
-    e = _engine()
+    e = this_engine()
     _layout(e, num_tokens)
     counts = lanes.i32_at(counts_addr, topk.world_size)
     counts[:] = 0
@@ -262,9 +263,9 @@ def count_ranks(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
             counts[ranks[index]] += 1
 
 
-@njit
+@inner
 def count_experts(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
-    e = _engine()
+    e = this_engine()
     _layout(e, num_tokens)
     counts = lanes.i32_at(counts_addr, topk.world_size * topk.experts_per_rank)
     counts[:] = 0
@@ -274,9 +275,9 @@ def count_experts(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
             counts[idx[index]] += 1
 
 
-@njit
+@inner
 def sum_rows(matrix: Matrix, num_rows: int, initial_addr: int, sums_addr: int) -> None:
-    e = _engine()
+    e = this_engine()
     h = header(e)
     columns = matrix.num_columns
     sums = lanes.i32_at(sums_addr, columns)
@@ -291,12 +292,12 @@ def sum_rows(matrix: Matrix, num_rows: int, initial_addr: int, sums_addr: int) -
         for column in range(columns):
             sums[column] += row[column]
     # Lanes take columns; their loads follow each other without waiting.
-    warps.owe(e, _warp(), h.l2 + num_rows * ((columns + 31) // 32) * h.word_issue)
+    warps.owe(e, this_warp(), h.l2 + num_rows * ((columns + 31) // 32) * h.word_issue)
 
 
-@njit
+@inner
 def route(topk: TopkRow, cursor_addr: int, ranks_addr: int, rows_addr: int) -> int:
-    _layout(_engine(), 1)
+    _layout(this_engine(), 1)
     count = lanes.distinct_ranks(topk, ranks_addr)
     ranks = lanes.i32_at(ranks_addr, topk.num_topk)
     rows = lanes.i32_at(rows_addr, topk.num_topk)
@@ -307,26 +308,26 @@ def route(topk: TopkRow, cursor_addr: int, ranks_addr: int, rows_addr: int) -> i
     return count
 
 
-@njit
+@inner
 def load_i32(addr: int) -> int:
     return lanes.i32_at(addr, 1)[0]
 
 
-@njit
+@inner
 def store_i32(addr: int, value: int) -> None:
     lanes.i32_at(addr, 1)[0] = value
 
 
-@njit
+@inner
 def load_i64(addr: int) -> int:
     return word_at(addr)[0]
 
 
-@njit
+@inner
 def store_i64(addr: int, value: int) -> None:
     word_at(addr)[0] = value
 
 
-@njit
+@inner
 def mark(stage: int) -> None:
-    warp_at(_engine(), _warp()).stage = stage
+    warp_at(this_engine(), this_warp()).stage = stage

@@ -1,0 +1,145 @@
+"""What to run: one kernel at one point of the axes, and the name of its cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import msgspec
+
+from bench.record import AxisValue, Caps, Case, Check, Form, Granularity, Impl, Op, Status
+from comms.fabric import Fabric
+
+if TYPE_CHECKING:
+    from bench.workload import Workload
+    from kernels.shape import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class CaseSpec:
+    """One kernel at one point of the axes; it gives a case for each of its operations.
+
+    Attributes:
+        skew_us: how much later than the first rank the last one launches.
+    """
+
+    kernel: str
+    variant: str
+    form: Form
+    device: str
+    fabric: Fabric
+    nodes: int
+    ranks_per_node: int
+    workload: Workload
+    num_sms: int
+    skew_us: float = 0.0
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the world."""
+        return self.nodes * self.ranks_per_node
+
+    def shape(self) -> Shape:
+        """Return the sizes that the kernel may know.
+
+        Raises:
+            UsageError: no kernel could have these sizes.
+        """
+        from kernels.shape import Shape
+
+        work = self.workload
+        return Shape(
+            num_nodes=self.nodes,
+            ranks_per_node=self.ranks_per_node,
+            num_tokens=work.num_tokens,
+            hidden=work.hidden,
+            num_experts=work.num_experts,
+            num_topk=work.num_topk,
+            num_sms=self.num_sms,
+            dispatch_dtype=work.dispatch_dtype,
+            combine_dtype=work.combine_dtype,
+            prefix=work.prefix,
+        )
+
+    def axes(self) -> dict[str, AxisValue]:
+        """Return every axis by the name of its field in the record."""
+        work = self.workload
+        return {
+            "kernel": self.kernel,
+            "variant": self.variant,
+            "form": self.form,
+            "device": self.device,
+            "fabric": self.fabric.name,
+            "cross_rail": self.fabric.cross_rail,
+            "sm_copy": self.fabric.sm_end,
+            "nodes": self.nodes,
+            "world_size": self.world_size,
+            "preset": work.preset,
+            "num_tokens": work.num_tokens,
+            "hidden": work.hidden,
+            "num_experts": work.num_experts,
+            "num_topk": work.num_topk,
+            "dispatch_dtype": work.dispatch_dtype,
+            "combine_dtype": work.combine_dtype,
+            "routing": work.routing,
+            "masked_ratio": work.masked_ratio,
+            "seed": work.seed,
+            "num_sms": self.num_sms,
+            "skew_us": self.skew_us,
+            "prefix": work.prefix,
+        }
+
+    def case_id(self, op: Op) -> str:
+        """Return the stable slug of the sorted axes and the operation."""
+        axes = {**self.axes(), "op": op}
+        return ",".join(f"{name}={_slug(axes[name])}" for name in sorted(axes))
+
+    def label(self) -> str:
+        """Return a short name for progress lines."""
+        return (
+            f"{self.kernel}/{self.variant} {self.form} {self.num_sms} SMs, {self.fabric.name} "
+            f"EP{self.world_size}, {self.workload.num_tokens} tokens"
+        )
+
+
+def blank_case(
+    spec: CaseSpec,
+    op: Op,
+    status: Status,
+    *,
+    reason: str,
+    impl: Impl,
+    granularity: Granularity,
+) -> Case:
+    """Return the row of a case that was not timed; a timed one replaces what it knows.
+
+    Args:
+        spec: the point of the axes.
+        op: the operation.
+        status: anything but `"passed"`.
+        reason: one sentence.
+        impl: what the kernel is made of.
+        granularity: whether it works per (token, rank) or per (token, selected expert).
+    """
+    caps = Caps(None, None)
+    if spec.fabric.capped:
+        fabric = spec.fabric
+        caps = Caps(fabric.nvlink.payload_gbs.value, fabric.nic.payload_gbs.value)
+    fields = {
+        "case_id": spec.case_id(op),
+        "op": op,
+        "impl": impl,
+        "fidelity": "predicted",
+        "granularity": granularity,
+        "caps": caps,
+        "status": status,
+        "reason": reason,
+        "check": Check(num_wrong=0, num_checked=0),
+        **spec.axes(),
+    }
+    return msgspec.convert(fields, Case)
+
+
+def _slug(value: AxisValue) -> str:
+    return "full" if value is None else quote(str(value), safe=":.")

@@ -1,0 +1,254 @@
+"""The command line: `epbench run`, `epbench show` and `epbench list`.
+
+Every ending is one sentence on stderr and a documented exit code. What takes long to import is
+imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, override
+from comms.errors import (
+    EpbenchError,
+    Interrupted,
+    NothingRan,
+    RuntimeFailure,
+    TimeoutFailure,
+    WrongResults,
+)
+
+if TYPE_CHECKING:
+    from bench.cases import CaseSpec
+    from bench.progress import Progress
+    from bench.record import Case, Run
+    from bench.store import RunStore
+
+RunSpec = Callable[["CaseSpec", Callable[[str, float], None]], "list[Case]"]
+
+
+@dataclass(slots=True)
+class _Settings:
+    argv: list[str]
+    traceback: bool = False
+
+
+def _want_traceback(context: click.Context, _: click.Parameter, value: bool) -> None:
+    settings = context.find_object(_Settings)
+    if value and settings is not None:
+        settings.traceback = True
+
+
+_TRACEBACK = click.Option(
+    ["--traceback"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_want_traceback,
+    help="Show where an internal error comes from.",
+)
+
+
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+        "max_content_width": 100,
+    },
+    params=[_TRACEBACK],
+)
+def cli() -> None:
+    """Benchmark dispatch and combine of expert-parallel MoE models.
+
+    Exit codes: 0 ok, 1 internal error, 2 usage, 3 runtime or disk full, 4 timeout, 5 nothing ran,
+    7 wrong results, 130 interrupted.
+    """
+
+
+@cli.command(params=[*GRID_OPTIONS, *OUTPUT_OPTIONS, _TRACEBACK])
+@click.pass_context
+def run(context: click.Context, /, **_: object) -> None:
+    """Run kernels and print their times beside their bounds.
+
+    Runs every combination of the flags, or a suite with the given flags in place of its own axes.
+    Results are kept under --results and rewritten after each case. Lists are comma separated.
+    """
+    from bench.suites import Grid, expand, suite
+
+    flags = context.params
+    grids = override(suite(flags["suite"]).grids if flags["suite"] else (Grid(),), context)
+    specs = expand(grids)
+
+    from bench.harness import run_spec
+    from bench.progress import open_progress
+    from bench.record import Config
+    from bench.store import RunStore, new_run
+
+    settings = context.find_object(_Settings)
+    header = new_run(
+        grids[0].device,
+        ["epbench", *(settings.argv if settings else [])],
+        Config(flags["suite"], [grid.axes() for grid in grids]),
+    )
+    store = RunStore(header, flags["results"], flags["json"])
+    with open_progress(len(specs)) as progress:
+        run_specs(specs, run_spec, store=store, progress=progress)
+    _print_page(store.run, written=[path for path in (store.path, flags["json"]) if path])
+    raise_for_status(store.run.cases)
+
+
+@cli.command(params=[_TRACEBACK])
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--markdown", is_flag=True, help="As Markdown tables.")
+def show(file: Path, markdown: bool) -> None:
+    """Print the page of a stored run."""
+    from bench import render
+    from bench.store import read_run
+    from bench.table import build_page
+
+    stored = read_run(file)
+    if markdown:
+        with _stdout():
+            sys.stdout.write(render.markdown(build_page(stored)))
+    else:
+        _print_page(stored, written=[])
+
+
+@cli.command("list", params=[_TRACEBACK])
+def list_() -> None:
+    """List kernels, variants and every name that a flag accepts."""
+    from bench.options import catalogue
+
+    with _stdout():
+        sys.stdout.write(catalogue())
+
+
+def run_specs(
+    specs: Sequence[CaseSpec], run_spec: RunSpec, *, store: RunStore, progress: Progress
+) -> None:
+    """Run the specs in order, keeping the results after each.
+
+    Args:
+        specs: what to run.
+        run_spec: runs one spec and returns its cases; calls its second argument with
+            (stage, fraction).
+        store: where the cases go.
+        progress: what the user sees meanwhile.
+
+    Raises:
+        Interrupted: the user pressed Ctrl-C; the results so far are kept.
+        EpbenchError: a spec cannot be run; the results so far are kept.
+    """
+    num_done = 0
+    try:
+        for spec in specs:
+            progress.begin(spec)
+            cases = run_spec(spec, progress.update)
+            store.add(cases)
+            num_done += 1
+            progress.end(spec, cases)
+        store.finish(complete=True)
+    except KeyboardInterrupt:
+        store.finish(complete=False)
+        raise Interrupted(
+            f"interrupted after {num_done} of {len(specs)} specs; results so far: {store.path}"
+        ) from None
+    except RuntimeFailure:
+        raise
+    except EpbenchError as error:
+        store.finish(complete=False)
+        raise type(error)(f"{error}; results so far: {store.path}") from error
+
+
+def raise_for_status(cases: Sequence[Case]) -> None:
+    """Raise the error of the worst status among the cases, if there is one.
+
+    Raises:
+        WrongResults: a case is incorrect.
+        TimeoutFailure: a case timed out.
+        EpbenchError: a case failed.
+        NothingRan: there are only skipped cases.
+    """
+    failures = {"incorrect": WrongResults, "timeout": TimeoutFailure, "error": EpbenchError}
+    for status, failure in failures.items():
+        bad = [case for case in cases if case.status == status]
+        if bad:
+            raise failure(f"{len(bad)} cases {status}, first {bad[0].case_id}: {bad[0].reason}")
+    if all(case.status == "skipped" for case in cases):
+        why = f", first because {cases[0].reason}" if cases else ""
+        raise NothingRan(f"nothing ran: every case was skipped{why}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: arguments without the program's name, those of the process by default.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    settings = _Settings(args)
+    try:
+        result = cli.main(args, "epbench", standalone_mode=False, obj=settings)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        return _refuse(error.format_message(), error.exit_code)
+    except EpbenchError as error:
+        _trace(settings)
+        return _refuse(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _refuse("interrupted before the first case", Interrupted.exit_code)
+    except Exception as error:  # noqa: BLE001
+        _trace(settings)
+        return _refuse(f"internal error: {type(error).__name__}: {error}", 1)
+
+
+def _trace(settings: _Settings) -> None:
+    if settings.traceback:
+        traceback.print_exc()
+
+
+def _refuse(sentence: str, exit_code: int) -> int:
+    print(f"epbench: {' '.join(sentence.split())}", file=sys.stderr)
+    return exit_code
+
+
+def _print_page(shown: Run, *, written: Sequence[Path]) -> None:
+    from bench import render
+    from bench.table import build_page
+
+    page = build_page(shown)
+    with _stdout():
+        is_terminal = sys.stdout.isatty()
+        if is_terminal:
+            from rich.console import Console
+
+            render.print_rich(page, Console())
+        else:
+            sys.stdout.write(render.plain(page))
+        for path in written:
+            sys.stdout.write(f"{'' if is_terminal else '# '}Written to {path}\n")
+
+
+@contextmanager
+def _stdout() -> Iterator[None]:
+    """Let a closed pipe end the output quietly, and a full disk with one sentence."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        with open(os.devnull, "w") as devnull:
+            os.dup2(devnull.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise RuntimeFailure(f"cannot write to standard output: {error.strerror}") from error

@@ -1,0 +1,108 @@
+"""What a run file says about the program and the machine, by allow-list.
+
+No host name, no user name and no variable outside `RECORDED_VARIABLES` is read.
+"""
+
+import hashlib
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from bench.record import Environment, Tool
+from comms.fabric import FABRICS_DIR
+
+#: Read by pyproject.toml as the version of the distribution.
+VERSION = "0.1.0"
+
+#: Packages whose version can change a result.
+RECORDED_PACKAGES = ("llvmlite", "ml_dtypes", "msgspec", "numba", "numpy")
+#: Variables that change compiled code or its threads.
+RECORDED_VARIABLES = (
+    "NUMBA_BOUNDSCHECK",
+    "NUMBA_CPU_FEATURES",
+    "NUMBA_CPU_NAME",
+    "NUMBA_DISABLE_JIT",
+    "NUMBA_OPT",
+    "OMP_NUM_THREADS",
+)
+
+_ROOT = Path(__file__).resolve().parent.parent
+_GIT_LIMIT_S = 10
+
+
+def tool() -> Tool:
+    """Return name and version of epbench, with git state where it runs from its clone."""
+    if _git("rev-parse", "--show-toplevel") != str(_ROOT):
+        return Tool("epbench", VERSION, git_sha=None, git_branch=None, git_dirty=None)
+    status = _git("status", "--porcelain")
+    return Tool(
+        "epbench",
+        VERSION,
+        git_sha=_git("rev-parse", "--verify", "HEAD"),
+        git_branch=_git("rev-parse", "--abbrev-ref", "HEAD"),
+        git_dirty=None if status is None else bool(status),
+    )
+
+
+def environment() -> Environment:
+    """Return the recorded part of the machine and of the process environment."""
+    return Environment(
+        os=platform.system(),
+        kernel=platform.release(),
+        machine=platform.machine(),
+        cpu_model=_cpu_model(),
+        num_cpus=os.cpu_count() or 1,
+        python=platform.python_version(),
+        packages=_versions(),
+        env={name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ},
+    )
+
+
+def machine_id(device: str) -> str:
+    """Return the folder name under which comparable runs are kept.
+
+    A simulated time depends on the constants of the profiles and not on the host, so for `sim` this
+    is a hash over the contents of all profiles: runs under other constants land in another folder.
+
+    Args:
+        device: `"sim"`.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(FABRICS_DIR.glob("*.toml")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{device}-{digest.hexdigest()[:8]}"
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(_ROOT), *args],
+            capture_output=True,
+            text=True,
+            timeout=_GIT_LIMIT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else None
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

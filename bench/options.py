@@ -1,0 +1,254 @@
+"""The flags of `epbench run`, how they become axes of grids, and the names they accept.
+
+Lists are comma separated. A flag that is given replaces its axis in every grid of the suite.
+"""
+
+from pathlib import Path
+from typing import get_args
+
+import click
+import msgspec
+
+from bench.record import Form
+from bench.suites import DEVICES, SUITES, Grid
+from comms.fabric import CrossRail, End, fabric_names, load_fabric
+
+
+class _Listed(click.ParamType[tuple[object, ...]]):
+    """Comma separated items, each converted by the type `item`."""
+
+    def __init__(self, item: click.ParamType[object]) -> None:
+        self.item = item
+        self.name = item.name
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[object, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(self.item.convert(part.strip(), param, ctx) for part in str(value).split(","))
+
+
+class _Word(click.ParamType[str]):
+    """Any text but the empty one."""
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value:
+            self.fail("an empty name", param, ctx)
+        return value
+
+
+class _Prefix(click.ParamType[int | None]):
+    """A number of elements, or `full`."""
+
+    name = "n|full"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "full":
+            return None
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is neither a number of at least 1 nor full.", param, ctx)
+        return number
+
+
+_COUNTS = _Listed(click.IntRange(min=1))
+_NAMES = _Listed(_Word())
+_DEFAULT = Grid()
+
+
+def _axis(*names: str, type_: click.ParamType[object], metavar: str, text: str) -> click.Option:
+    """Make the option of the field of `Grid` that is the last of `names`."""
+    value = getattr(_DEFAULT, names[-1])
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    told = text if shown in ("", None) else f"{text} Default: {shown}."
+    return click.Option(names, type=type_, default=value, metavar=metavar, help=told)
+
+
+GRID_OPTIONS = (
+    _axis(
+        "--device", "device", type_=_Word(), metavar="NAME", text="Device that runs the kernels."
+    ),
+    _axis(
+        "--fabric",
+        "fabric",
+        type_=_NAMES,
+        metavar="NAME,...",
+        text="GPU and links, see `epbench list`.",
+    ),
+    _axis("--nodes", "nodes", type_=_COUNTS, metavar="N,...", text="Nodes of the world."),
+    _axis(
+        "--ranks-per-node",
+        "ranks_per_node",
+        type_=_COUNTS,
+        metavar="N,...",
+        text="Ranks (GPUs) of a node.",
+    ),
+    _axis(
+        "--preset", "preset", type_=_NAMES, metavar="NAME,...", text="Model, see `epbench list`."
+    ),
+    _axis(
+        "--tokens",
+        "--num-tokens",
+        "tokens",
+        type_=_Listed(click.IntRange(min=0)),
+        metavar="N,...",
+        text="Tokens of a rank.",
+    ),
+    _axis(
+        "--hidden",
+        "hidden",
+        type_=click.IntRange(min=1),
+        metavar="N",
+        text="Instead of the preset's.",
+    ),
+    _axis(
+        "--num-experts",
+        "--experts",
+        "num_experts",
+        type_=click.IntRange(min=1),
+        metavar="N",
+        text="Instead of the preset's.",
+    ),
+    _axis(
+        "--num-topk",
+        "--top-k",
+        "num_topk",
+        type_=click.IntRange(min=1),
+        metavar="N",
+        text="Instead of the preset's.",
+    ),
+    _axis(
+        "--kernel",
+        "kernel",
+        type_=_NAMES,
+        metavar="NAME,...",
+        text="Kernels, or kernel/variant. Default: all kernels, all variants.",
+    ),
+    _axis(
+        "--num-sms",
+        "num_sms",
+        type_=_COUNTS,
+        metavar="N,...",
+        text="SMs reserved for communication.",
+    ),
+    _axis(
+        "--form",
+        "form",
+        type_=_Listed(click.Choice(get_args(Form))),
+        metavar="fresh,cached",
+        text="Counts exchanged or reused.",
+    ),
+    _axis(
+        "--dispatch-dtype",
+        "dispatch_dtype",
+        type_=_Listed(click.Choice(["fp8", "bf16"])),
+        metavar="fp8,bf16",
+        text="Rows of dispatch; combine is bf16.",
+    ),
+    _axis(
+        "--routing",
+        "routing",
+        type_=_NAMES,
+        metavar="NAME,...",
+        text="Who selects which expert, see `epbench list`.",
+    ),
+    _axis(
+        "--masked-ratio",
+        "masked_ratio",
+        type_=click.FloatRange(0.0, 1.0),
+        metavar="X",
+        text="Part of the selections that name no expert.",
+    ),
+    _axis(
+        "--seed", "seed", type_=click.IntRange(min=0), metavar="N", text="Seed of routing and data."
+    ),
+    _axis(
+        "--cross-rail",
+        "cross_rail",
+        type_=click.Choice(get_args(CrossRail)),
+        metavar="spine|forbidden",
+        text="Whether NIC i reaches NIC j of another node, instead of the fabric's.",
+    ),
+    _axis(
+        "--sm-copy",
+        "sm_copy",
+        type_=_Listed(click.Choice(get_args(End))),
+        metavar="low,mid,high",
+        text="Which end of the range of the SM's copy rate.",
+    ),
+    _axis(
+        "--skew-us",
+        "skew_us",
+        type_=click.FloatRange(min=0.0),
+        metavar="X",
+        text="Launch skew between ranks.",
+    ),
+    _axis(
+        "--prefix",
+        "prefix",
+        type_=_Prefix(),
+        metavar="N|full",
+        text="Elements of each row that really move; costs are always those of the full row.",
+    ),
+)
+
+OUTPUT_OPTIONS = (
+    click.Option(["--suite"], metavar="NAME", help="Named suite, see `epbench list`."),
+    click.Option(
+        ["--json"], type=click.Path(path_type=Path), metavar="FILE", help="Write the run here too."
+    ),
+    click.Option(
+        ["--results"],
+        type=click.Path(path_type=Path),
+        default=Path("results"),
+        metavar="DIR",
+        help="Folder of all results. Default: results.",
+    ),
+)
+
+
+def override(grids: tuple[Grid, ...], context: click.Context) -> list[Grid]:
+    """Return the grids with each axis replaced whose flag stands on the command line."""
+    given = {
+        option.name: context.params[option.name]
+        for option in GRID_OPTIONS
+        if option.name
+        and context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
+    }
+    return [msgspec.structs.replace(grid, **given) for grid in grids]
+
+
+def catalogue() -> str:
+    """Return every name that a flag accepts, one a line under the flag."""
+    from bench.presets import PRESETS
+    from bench.routing import ROUTINGS
+    from kernels.registry import describe, kernel_names, variants
+
+    kernels = {
+        name: f"{describe(name)} Variants: {', '.join(variants(name))}." for name in kernel_names()
+    }
+    presets = {
+        name: f"hidden {model.hidden}, {model.num_experts} experts, top-{model.num_topk}"
+        for name, model in PRESETS.items()
+    }
+    sections = {
+        "--kernel": kernels,
+        "--device": DEVICES,
+        "--fabric": {name: load_fabric(name).gpu for name in fabric_names()},
+        "--preset": presets,
+        "--routing": ROUTINGS,
+        "--suite": {name: suite.about for name, suite in SUITES.items()},
+    }
+    lines = []
+    for flag, names in sections.items():
+        width = max(map(len, names), default=0)
+        lines += [f"{flag}:", *(f"  {name:{width}}  {about}" for name, about in names.items()), ""]
+    return "\n".join(lines[:-1]) + "\n"

@@ -1,0 +1,231 @@
+"""The run file: typed records of a run and of its cases, one JSON file per run.
+
+Every key carries its unit, absent values are `null`. Files of the same major version stay
+readable: a reader ignores keys that it does not know.
+"""
+
+import math
+from typing import Literal
+
+import msgspec
+
+SCHEMA = "epbench-run"
+SCHEMA_VERSION = "1.0.0"
+
+Impl = Literal["numba", "cupy", "library"]
+Form = Literal["fresh", "cached"]
+Op = Literal["dispatch", "combine", "pair"]
+Fidelity = Literal["measured", "paced", "predicted"]
+Granularity = Literal["rank", "selection"]
+Status = Literal["passed", "incorrect", "skipped", "error", "timeout"]
+
+#: One value of an axis in the resolved configuration.
+AxisValue = str | int | float | None
+
+
+class Bytes(msgspec.Struct, frozen=True):
+    """Bytes of one operation, totals over the world, counted from the routing.
+
+    Attributes:
+        logical: every (token, destination rank) copy without padding, the own rank included.
+        logical_rdma: the part of `logical` whose destination is on another node.
+        local: physical bytes to the own rank.
+        nvlink: physical bytes between GPUs of a node, forwarding included.
+        rdma: physical bytes between nodes, after deduplication where the kernel forwards.
+    """
+
+    logical: int
+    logical_rdma: int
+    local: int
+    nvlink: int
+    rdma: int
+
+
+class Gbs(msgspec.Struct, frozen=True):
+    """Rates at the busiest port in GB/s (1e9 bytes per second)."""
+
+    logical: float
+    nvlink: float
+    rdma: float
+
+
+class Caps(msgspec.Struct, frozen=True):
+    """Caps of one GPU's ports in GB/s per direction, null where nothing caps."""
+
+    nvlink_gbs: float | None
+    rdma_gbs: float | None
+
+
+class Check(msgspec.Struct, frozen=True):
+    """Elements compared with the oracle, and how many of them differ."""
+
+    num_wrong: int
+    num_checked: int
+
+
+class Sim(msgspec.Struct, frozen=True):
+    """What the simulator did for a case; `wall_s` is the only number that varies between runs."""
+
+    events: int
+    rows: int
+    wall_s: float
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One operation of one kernel at one point of the axes.
+
+    Attributes:
+        case_id: slug of the sorted axes, stable over runs.
+        reason: one sentence, null where the case passed.
+        time_us: median over iterations of the maximum over ranks, null where nothing was timed.
+        samples_us: the iterations behind `time_us`.
+        skew_pct: how much later the last rank ends than the first, relative to `time_us`.
+        bound_own_us: least time for the bytes that this kernel must move.
+        bound_best_us: least time under the best known routing.
+        efficiency: `bound_own_us / time_us`, null where nothing caps or nothing was timed.
+        phases_us: time of each launch by its name, maximum over ranks.
+        sm_copy: which end of the range of the SM's copy rate was used.
+        prefix: elements of each row that really moved, null for all.
+    """
+
+    case_id: str
+    kernel: str
+    impl: Impl
+    variant: str
+    form: Form
+    op: Op
+    device: str
+    fidelity: Fidelity
+    fabric: str
+    nodes: int
+    world_size: int
+    preset: str
+    num_tokens: int
+    hidden: int
+    num_experts: int
+    num_topk: int
+    dispatch_dtype: str
+    combine_dtype: str
+    granularity: Granularity
+    routing: str
+    masked_ratio: float
+    seed: int
+    num_sms: int
+    cross_rail: str
+    sm_copy: Literal["low", "mid", "high"]
+    skew_us: float
+    prefix: int | None
+    caps: Caps
+    status: Status
+    reason: str | None
+    check: Check
+    time_us: float | None = None
+    samples_us: list[float] = []
+    skew_pct: float | None = None
+    bound_own_us: float | None = None
+    bound_best_us: float | None = None
+    efficiency: float | None = None
+    phases_us: dict[str, float] = {}
+    bytes: Bytes | None = None
+    gbs: Gbs | None = None
+    sim: Sim | None = None
+
+    def __post_init__(self) -> None:
+        if self.status == "passed":
+            if self.time_us is None or not math.isfinite(self.time_us):
+                raise ValueError(f"a passed case must have a time, got {self.time_us} us")
+        elif not self.reason:
+            raise ValueError(f"a case with status {self.status!r} must have a reason")
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """The program that wrote the run; git fields are null outside its clone."""
+
+    name: str
+    version: str
+    git_sha: str | None
+    git_branch: str | None
+    git_dirty: bool | None
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """Where the run happened: only what is listed here, never the whole environment."""
+
+    os: str
+    kernel: str
+    machine: str
+    cpu_model: str | None
+    num_cpus: int
+    python: str
+    packages: dict[str, str]
+    env: dict[str, str]
+
+
+class Rank(msgspec.Struct, frozen=True):
+    """One process of the run; a simulated world has none."""
+
+    rank: int
+    local_rank: int
+    node_rank: int
+    device: str
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The resolved request: each grid maps an axis to its value or values."""
+
+    suite: str | None
+    grids: list[dict[str, AxisValue | list[AxisValue]]]
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """One run of epbench, which grows by its cases.
+
+    Attributes:
+        start_time: ISO 8601 with offset, `end_time` likewise and null until the run has ended.
+        complete: False while the run goes on and for ever if it was interrupted.
+    """
+
+    schema: str = SCHEMA
+    schema_version: str = SCHEMA_VERSION
+    tool: Tool
+    run_id: str
+    machine_id: str
+    start_time: str
+    end_time: str | None = None
+    argv: list[str]
+    config: Config
+    complete: bool = False
+    environment: Environment
+    ranks: list[Rank] = []
+    cases: list[Case] = []
+
+
+def run_schema() -> dict[str, object]:
+    """Return the JSON Schema of a run file."""
+    return msgspec.json.schema(Run)
+
+
+def encode_run(run: Run) -> bytes:
+    """Return the run as indented JSON with a final newline."""
+    return msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n"
+
+
+def decode_run(data: bytes) -> Run:
+    """Decode a run file.
+
+    Raises:
+        ValueError: it is not JSON, not a run, or of another major version.
+    """
+    header = msgspec.json.decode(data, type=_Header)
+    if header.schema != SCHEMA:
+        raise ValueError(f"schema is {header.schema!r}, not {SCHEMA!r}")
+    if header.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise ValueError(
+            f"schema version {header.schema_version} is not readable by {SCHEMA_VERSION}"
+        )
+    return msgspec.json.decode(data, type=Run)
+
+
+class _Header(msgspec.Struct):
+    schema: str
+    schema_version: str

@@ -1,0 +1,167 @@
+"""A routing in which one rank receives an exact multiple of what every other rank does.
+
+A row is a (token, destination rank) copy, the source's own included, counted before masking. Rank 0
+gets H rows and each other rank that owns experts gets c, all of them the same. `H == RATIO * c` to
+the row wherever any feasible c makes RATIO * c whole; else H is RATIO * c rounded to the nearest
+row, half up.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.gate import Gate
+from bench.random_bits import Purpose, ids_of, permutation, smallest, stream_key, tagged
+from bench.routing_random import random_rows, token_batches
+from comms.errors import UsageError
+
+_NOT_CHOSEN = np.uint64(3 << 62)
+_CHOSEN = np.uint64(1 << 62)
+_PLAIN = np.uint64((1 << 62) - 1)
+#: Tokens that share one random order of ranks.
+_BLOCK_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class HotCounts:
+    """Rows that ranks receive.
+
+    Attributes:
+        hot: rows of rank 0.
+        cold: rows of each other rank that owns experts.
+    """
+
+    hot: int
+    cold: int
+
+
+def hot_counts(gate: Gate, ratio: Fraction) -> HotCounts:
+    """Return the rows of the hot rank and of each other, as near to uniform's total as is feasible.
+
+    Raises:
+        UsageError: no counts have that ratio.
+    """
+    num_others = gate.num_owners - 1
+    if num_others == 0:
+        raise UsageError(
+            f"routing 'hot:{_text(ratio)}' needs two ranks that own experts, got "
+            f"world_size {gate.world_size}"
+        )
+    if ratio < 1:
+        raise UsageError(f"routing 'hot:{_text(ratio)}' needs a ratio of at least 1")
+    tokens = gate.world_size * gate.num_tokens
+    if tokens == 0:
+        return HotCounts(0, 0)
+    fewest, most = _ranks_per_token(gate)
+
+    def feasible(cold: int) -> HotCounts | None:
+        hot = math.floor(ratio * cold + Fraction(1, 2))
+        total = hot + num_others * cold
+        fits = tokens * fewest <= total <= tokens * most and hot <= tokens
+        return HotCounts(hot, cold) if cold and fits else None
+
+    per_cold = ratio + num_others
+    low = max(1, math.ceil(tokens * fewest / per_cold))
+    high = math.floor(min(tokens / ratio, tokens * most / per_cold))
+    wanted = min(max(low, round(tokens * _uniform_ranks_per_token(gate) / per_cold)), high)
+    unit = ratio.denominator
+    exact = (wanted // unit * unit, -(-low // unit) * unit)
+    for cold in (*exact, wanted, low, low - 1):
+        counts = feasible(cold)
+        if counts:
+            return counts
+    limit = Fraction(num_others, fewest - 1) if fewest > 1 else Fraction(tokens)
+    raise UsageError(
+        f"routing 'hot:{_text(ratio)}' cannot be met by {tokens} tokens of top-{gate.num_topk} "
+        f"over {gate.num_owners} ranks of {gate.experts_per_rank} experts; the ratio must be at most "
+        f"{_text(limit)}, and a ratio near it needs more tokens"
+    )
+
+
+def hot_topk(gate: Gate, ratio: Fraction) -> list[npt.NDArray[np.int32]]:
+    """Return selections that give rank 0 `ratio` times the rows of every other rank, by rank.
+
+    Raises:
+        UsageError: no selections do.
+    """
+    sends = _destinations(gate, hot_counts(gate, ratio))
+    topk_idx = np.empty((gate.world_size * gate.num_tokens, gate.num_topk), np.int32)
+    slots = gate.num_owners * gate.experts_per_rank
+    ids = np.arange(slots)
+    for rank in range(gate.world_size):
+        for tokens in token_batches(gate.num_tokens, slots):
+            at = slice(rank * gate.num_tokens + tokens.start, rank * gate.num_tokens + tokens.stop)
+            plain = tagged(random_rows(gate, rank, tokens, slots) >> np.uint64(2), ids)
+            plain[:, gate.num_experts :] = _PLAIN
+            owned = plain.reshape(-1, gate.num_owners, gate.experts_per_rank)
+            # The best expert of a destination is taken in any case, so that the row exists.
+            first = owned == owned.min(axis=2, keepdims=True)
+            order = np.where(first, np.uint64(0), _CHOSEN)
+            order = np.where(sends[at, :, None], order, _NOT_CHOSEN) | owned
+            keys = order.reshape(plain.shape)
+            keys[:, gate.num_experts :] = ~np.uint64(0)
+            kept = smallest(keys, gate.num_topk) & _PLAIN
+            kept.sort(axis=1)
+            topk_idx[at] = ids_of(kept)
+    return list(topk_idx.reshape(gate.world_size, gate.num_tokens, gate.num_topk))
+
+
+def _destinations(gate: Gate, counts: HotCounts) -> npt.NDArray[np.bool_]:
+    """Deal ranks to tokens: bool `(num_tokens_of_world, num_owners)`, column sums are the counts.
+
+    Each block of tokens takes its share of what is left of every rank, rounded so that the block's
+    total is rounded once. Inside a block copies are laid out rank after rank and dealt round and
+    round its tokens, both in random order. No rank has more copies than the block has tokens, so
+    none meets a token twice, and tokens differ by one rank at most.
+    """
+    num_tokens = gate.world_size * gate.num_tokens
+    sends = np.zeros((num_tokens, gate.num_owners), np.bool_)
+    left = np.full(gate.num_owners, counts.cold, np.int64)
+    left[0] = counts.hot
+    for first in range(0, num_tokens, _BLOCK_TOKENS):
+        tokens_left = num_tokens - first
+        block = min(_BLOCK_TOKENS, tokens_left)
+        ranks = permutation(stream_key(gate.seed, Purpose.HOT_RANKS, first), gate.num_owners)
+        tokens = permutation(stream_key(gate.seed, Purpose.HOT_TOKENS, first), block)
+        total = int(left.sum()) * block // tokens_left
+        rows, remainder = np.divmod(left * block, tokens_left)
+        rows[ranks[remainder[ranks] > 0][: total - int(rows.sum())]] += 1
+        left -= rows
+        sends[first + tokens[np.arange(total) % block], np.repeat(ranks, rows[ranks])] = True
+    return sends
+
+
+def _ranks_per_token(gate: Gate) -> tuple[int, int]:
+    """Return the fewest ranks of which any hold top-k experts, and the most a token can use."""
+    owned = _experts_of_owners(gate)
+    held = fewest = 0
+    for num_experts in sorted(owned):
+        if held < gate.num_topk:
+            held += num_experts
+            fewest += 1
+    return fewest, min(gate.num_topk, len(owned))
+
+
+def _uniform_ranks_per_token(gate: Gate) -> Fraction:
+    total = math.comb(gate.num_experts, gate.num_topk)
+    return sum(
+        (
+            1 - Fraction(math.comb(gate.num_experts - owned, gate.num_topk), total)
+            for owned in _experts_of_owners(gate)
+        ),
+        start=Fraction(0),
+    )
+
+
+def _experts_of_owners(gate: Gate) -> list[int]:
+    return [
+        min(gate.experts_per_rank, gate.num_experts - first)
+        for first in range(0, gate.num_experts, gate.experts_per_rank)
+    ]
+
+
+def _text(number: Fraction) -> str:
+    return f"{float(number):g}"

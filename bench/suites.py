@@ -1,0 +1,216 @@
+"""Grids of axes, how they expand into specs, and the named suites made of them."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from bench.cases import CaseSpec
+from bench.record import AxisValue, Form
+from comms.errors import UsageError
+from comms.fabric import CrossRail, End, load_fabric
+
+if TYPE_CHECKING:
+    from bench.workload import Workload
+
+#: Devices that exist, with what they are for.
+DEVICES = {"sim": "predictions in virtual time, anywhere"}
+
+
+class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Axes of a run: each combination of the values is one spec.
+
+    Attributes:
+        kernel: names, or `name/variant`; all kernels where empty.
+        cross_rail: replaces the profile's own where given.
+        hidden: replaces the preset's where given, `num_experts` and `num_topk` likewise.
+        prefix: elements of each row that really move, None for all; the default is that of
+            `kernels.rows`, which is not imported here because it loads NumPy.
+    """
+
+    kernel: tuple[str, ...] = ()
+    form: tuple[Form, ...] = ("fresh",)
+    device: str = "sim"
+    fabric: tuple[str, ...] = ("h800",)
+    cross_rail: CrossRail | None = None
+    sm_copy: tuple[End, ...] = ("mid",)
+    nodes: tuple[int, ...] = (1,)
+    ranks_per_node: tuple[int, ...] = (8,)
+    preset: tuple[str, ...] = ("deepseek-v3",)
+    tokens: tuple[int, ...] = (4096,)
+    hidden: int | None = None
+    num_experts: int | None = None
+    num_topk: int | None = None
+    dispatch_dtype: tuple[Literal["fp8", "bf16"], ...] = ("fp8",)
+    routing: tuple[str, ...] = ("uniform",)
+    masked_ratio: float = 0.0
+    seed: int = 0
+    num_sms: tuple[int, ...] = (8,)
+    skew_us: float = 0.0
+    prefix: int | None = 192
+
+    def axes(self) -> dict[str, AxisValue | list[AxisValue]]:
+        """Return the axes as plain values, for the record."""
+        return msgspec.convert(msgspec.to_builtins(self), dict[str, AxisValue | list[AxisValue]])
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Grids that are run together, and one line about them."""
+
+    about: str
+    grids: tuple[Grid, ...]
+
+
+#: EP8 in one NVLink domain, EP16 over two nodes.
+_WORLDS = (
+    Grid(nodes=(1,), num_sms=(8, 16)),
+    Grid(nodes=(2,), num_sms=(8, 16)),
+)
+
+SUITES = {
+    "main": Suite(
+        "H800, DeepSeek-V3, 4096 tokens per rank: EP8 and EP16 (2 nodes x 8), 8 and 16 SMs", _WORLDS
+    ),
+    "quick": Suite(
+        "main at 128 tokens per rank and 8 SMs",
+        (
+            Grid(nodes=(1,), tokens=(128,)),
+            Grid(nodes=(2,), tokens=(128,)),
+        ),
+    ),
+    "reference": Suite(
+        "main at both ends of the range of the SM's copy rate: results/reference",
+        tuple(
+            Grid(nodes=grid.nodes, num_sms=grid.num_sms, sm_copy=("mid", "low", "high"))
+            for grid in _WORLDS
+        ),
+    ),
+}
+
+
+def suite(name: str) -> Suite:
+    """Return the suite called `name`.
+
+    Raises:
+        UsageError: there is no such suite.
+    """
+    if name not in SUITES:
+        raise UsageError(f"no suite {name!r}; choose one of {', '.join(SUITES)}")
+    return SUITES[name]
+
+
+def expand(grids: Iterable[Grid]) -> list[CaseSpec]:
+    """Return the specs of the grids in order, each once.
+
+    Raises:
+        UsageError: an unknown name, an impossible shape or more SMs than the GPU has.
+    """
+    specs: dict[str, CaseSpec] = {}
+    for grid in grids:
+        for spec in _expand_one(grid):
+            specs.setdefault(spec.case_id("pair"), spec)
+    return list(specs.values())
+
+
+def _expand_one(grid: Grid) -> list[CaseSpec]:
+    if grid.device not in DEVICES:
+        raise UsageError(
+            f"no device {grid.device!r} here; devices that exist: {', '.join(DEVICES)}"
+        )
+    variants = _kernel_variants(grid.kernel)
+    fabrics = [
+        load_fabric(name, cross_rail=grid.cross_rail).at(end)
+        for name in grid.fabric
+        for end in grid.sm_copy
+    ]
+    specs = [
+        CaseSpec(
+            kernel=kernel,
+            variant=variant,
+            form=form,
+            device=grid.device,
+            fabric=fabric,
+            nodes=nodes,
+            ranks_per_node=ranks_per_node,
+            workload=workload,
+            num_sms=num_sms,
+            skew_us=grid.skew_us,
+        )
+        for nodes, ranks_per_node, workload, (kernel, variant), form, num_sms, fabric in (
+            itertools.product(
+                grid.nodes,
+                grid.ranks_per_node,
+                _workloads(grid),
+                variants,
+                grid.form,
+                grid.num_sms,
+                fabrics,
+            )
+        )
+    ]
+    for spec in specs:
+        spec.shape()
+        if spec.num_sms > spec.fabric.num_sms:
+            raise UsageError(
+                f"num_sms must be at most the {spec.fabric.num_sms} SMs of {spec.fabric.gpu}, "
+                f"got {spec.num_sms}"
+            )
+    return specs
+
+
+def _workloads(grid: Grid) -> list[Workload]:
+    from bench.presets import preset
+    from bench.workload import Workload
+
+    workloads = []
+    for name, dtype, tokens, routing in itertools.product(
+        grid.preset, grid.dispatch_dtype, grid.tokens, grid.routing
+    ):
+        model = preset(name)
+        workloads.append(
+            Workload(
+                preset=name,
+                num_tokens=tokens,
+                hidden=model.hidden if grid.hidden is None else grid.hidden,
+                num_experts=model.num_experts if grid.num_experts is None else grid.num_experts,
+                num_topk=model.num_topk if grid.num_topk is None else grid.num_topk,
+                num_groups=model.num_groups,
+                num_topk_groups=model.num_topk_groups,
+                dispatch_dtype=dtype,
+                combine_dtype="bf16",
+                routing=routing,
+                seed=grid.seed,
+                masked_ratio=grid.masked_ratio,
+                prefix=grid.prefix,
+            )
+        )
+    return workloads
+
+
+def _kernel_variants(asked: tuple[str, ...]) -> list[tuple[str, str]]:
+    from kernels.registry import kernel_names, variants
+
+    names = kernel_names()
+    pairs: list[tuple[str, str]] = []
+    for item in asked or names:
+        kernel, slash, variant = item.partition("/")
+        if kernel not in names:
+            raise UsageError(f"no kernel {kernel!r}{_nearest(kernel, names)}")
+        if slash and variant not in variants(kernel):
+            raise UsageError(
+                f"no variant {variant!r} of {kernel}{_nearest(variant, variants(kernel))}"
+            )
+        pairs.extend((kernel, each) for each in ([variant] if slash else variants(kernel)))
+    return pairs
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    return f"{meant or ';'} known: {', '.join(known)}"

@@ -1,0 +1,269 @@
+"""The page of a run as text cells: blocks of comparable rows, and what a reader must know.
+
+Layouts (plain, rich, Markdown) are in `bench.render`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bench.record import Case, Run
+from comms.fabric import load_fabric
+
+COLUMNS = (
+    "kernel/variant",
+    "form",
+    "sms",
+    "time",
+    "range",
+    "bound_own",
+    "bound_best",
+    "efficiency",
+    "nvlink",
+    "rdma",
+    "vs dedup",
+    "vs selection",
+    "#wrong",
+)
+
+#: The library baseline of each device; rows are compared with its `dedup` and `selection`.
+BASELINES = {"sim": "nccl_like", "cpu": "mpi", "cuda": "nccl"}
+
+FIDELITY = {
+    "predicted": (
+        "PREDICTED: simulated in virtual time from published constants (comms/fabrics/); "
+        "no GPU ran."
+    ),
+    "paced": "PACED: real clocks, links slowed to their caps; not the hardware's own speed.",
+    "measured": "MEASURED: timed on the hardware named.",
+}
+
+LEGEND = (
+    "time: median over iterations of the slowest rank. GB/s is 1e9 bytes per second.",
+    "range: time over the published range of an SM's copy rate, where those cases were run.",
+    "bound_own: least time for the bytes that this kernel moves; bound_best: likewise for the best "
+    "routing known.",
+    "efficiency: bound_own / time. nvlink, rdma: physical GB/s at the busiest port, of its cap in "
+    "GB/s, and percent of it.",
+    "vs dedup: time of the baseline's dedup variant at the same SMs and form / time.",
+    "vs selection: likewise, as (bytes factor: ratio of bound_own) x (efficiency factor).",
+    "#wrong: elements that differ from the oracle.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows with equal workload, world, fabric and operation.
+
+    Attributes:
+        units: one cell for each of `COLUMNS`.
+        rows: cells, likewise.
+        notes: what did not run or is wrong, one sentence each.
+    """
+
+    title: str
+    units: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Indices of the columns to show: `range` only where a row has one."""
+        has_range = any(row[COLUMNS.index("range")] != "-" for row in self.rows)
+        return tuple(i for i, name in enumerate(COLUMNS) if name != "range" or has_range)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What is printed of a run: `heading` and `footer` are lines."""
+
+    heading: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    footer: tuple[str, ...]
+
+
+def build_page(run: Run) -> Page:
+    """Return the page of a run."""
+    groups: dict[tuple[object, ...], list[Case]] = {}
+    for case in run.cases:
+        groups.setdefault(_block_key(case), []).append(case)
+    fidelities = dict.fromkeys(case.fidelity for case in run.cases)
+    sha = (run.tool.git_sha or "no git")[:8] + ("-dirty" if run.tool.git_dirty else "")
+    return Page(
+        heading=(
+            *(FIDELITY[fidelity] for fidelity in fidelities),
+            f"epbench {run.tool.version}, {sha}, run {run.run_id[:8]} of {run.start_time}"
+            + ("" if run.complete else ", INCOMPLETE"),
+            *LEGEND,
+        ),
+        blocks=tuple(_block(cases) for cases in groups.values()),
+        footer=(_summary(run.cases),),
+    )
+
+
+def _block_key(case: Case) -> tuple[object, ...]:
+    return (
+        case.device,
+        case.fidelity,
+        case.fabric,
+        case.cross_rail,
+        case.nodes,
+        case.world_size,
+        case.preset,
+        case.num_tokens,
+        case.hidden,
+        case.num_experts,
+        case.num_topk,
+        case.dispatch_dtype,
+        case.combine_dtype,
+        case.routing,
+        case.masked_ratio,
+        case.seed,
+        case.skew_us,
+        case.op,
+    )
+
+
+def _row_key(case: Case) -> tuple[str, str, str, int]:
+    return (case.kernel, case.variant, case.form, case.num_sms)
+
+
+def _block(cases: Sequence[Case]) -> Block:
+    rows: dict[tuple[str, str, str, int], list[Case]] = {}
+    for case in sorted(cases, key=lambda case: case.num_sms):
+        rows.setdefault(_row_key(case), []).append(case)
+    shown = {key: _headline(same) for key, same in rows.items()}
+    first = cases[0]
+    return Block(
+        title=_title(first),
+        units=_units(first),
+        rows=tuple(
+            _cells(case, rows[key], shown)
+            for key, case in shown.items()
+            if case.status != "skipped"
+        ),
+        notes=_notes(cases),
+    )
+
+
+def _headline(same: Sequence[Case]) -> Case:
+    return next((case for case in same if case.sm_copy == "mid"), same[0])
+
+
+def _title(case: Case) -> str:
+    dtypes = {"dispatch": case.dispatch_dtype, "combine": case.combine_dtype}
+    dtype = dtypes.get(case.op, f"{case.dispatch_dtype} + {case.combine_dtype}")
+    per_node = case.world_size // case.nodes
+    nodes = f"{case.nodes} node{'s' if case.nodes > 1 else ''} x {per_node}"
+    parts = [
+        case.fidelity.upper(),
+        load_fabric(case.fabric).gpu,
+        f"EP{case.world_size} ({nodes})",
+        case.preset,
+        f"hidden {case.hidden}, {case.num_experts} experts, top-{case.num_topk}",
+        f"{case.num_tokens} tokens per rank",
+        f"{case.routing} seed {case.seed}",
+        f"{case.op} {dtype}",
+    ]
+    if case.nodes > 1:
+        parts.insert(3, f"cross-rail {case.cross_rail}")
+    if case.masked_ratio:
+        parts.append(f"masked {case.masked_ratio:g}")
+    if case.skew_us:
+        parts.append(f"skew {case.skew_us:g} us")
+    return " | ".join(parts)
+
+
+def _units(case: Case) -> tuple[str, ...]:
+    def rate(cap: float | None) -> str:
+        return "(GB/s)" if cap is None else f"(of {cap:g})"
+
+    units = dict.fromkeys(COLUMNS, "")
+    units |= dict.fromkeys(("time", "range", "bound_own", "bound_best"), "(us)")
+    units |= {
+        "efficiency": "(%)",
+        "nvlink": rate(case.caps.nvlink_gbs),
+        "rdma": rate(case.caps.rdma_gbs),
+        "vs dedup": "(x)",
+        "vs selection": "bytes x eff",
+    }
+    return tuple(units.values())
+
+
+def _cells(
+    case: Case, same: Sequence[Case], shown: dict[tuple[str, str, str, int], Case]
+) -> tuple[str, ...]:
+    baseline = BASELINES.get(case.device, "")
+
+    def rival(variant: str) -> Case | None:
+        return shown.get((baseline, variant, case.form, case.num_sms))
+
+    return (
+        f"{case.kernel}/{case.variant}",
+        case.form,
+        str(case.num_sms),
+        _us(case.time_us),
+        _range(same),
+        _us(case.bound_own_us),
+        _us(case.bound_best_us),
+        "-" if case.efficiency is None else f"{100 * case.efficiency:.1f}",
+        _rate(case.gbs.nvlink if case.gbs else None, case.caps.nvlink_gbs),
+        _rate(case.gbs.rdma if case.gbs else None, case.caps.rdma_gbs),
+        _speed_up(case, rival("dedup")),
+        _factors(case, rival("selection")),
+        str(case.check.num_wrong) if case.check.num_checked else "N/A",
+    )
+
+
+def _us(time_us: float | None) -> str:
+    if time_us is None:
+        return "-"
+    return f"{time_us:.2f}" if time_us < 100 else f"{time_us:.1f}"
+
+
+def _range(same: Sequence[Case]) -> str:
+    times = [case.time_us for case in same if case.time_us is not None]
+    return f"{_us(min(times))}..{_us(max(times))}" if len(times) > 1 else "-"
+
+
+def _rate(gbs: float | None, cap: float | None) -> str:
+    if not gbs:
+        return "-"
+    return f"{gbs:.1f}" if cap is None else f"{gbs:.1f} {100 * gbs / cap:.0f}%"
+
+
+def _speed_up(case: Case, base: Case | None) -> str:
+    if base is None or not base.time_us or not case.time_us:
+        return "-"
+    return f"{base.time_us / case.time_us:.2f}"
+
+
+def _factors(case: Case, base: Case | None) -> str:
+    if base is None or not case.time_us or not base.time_us:
+        return "-"
+    if not (case.bound_own_us and base.bound_own_us and case.efficiency and base.efficiency):
+        return "-"
+    return f"{base.bound_own_us / case.bound_own_us:.2f} x {case.efficiency / base.efficiency:.2f}"
+
+
+def _notes(cases: Sequence[Case]) -> tuple[str, ...]:
+    """Return one line per kernel, status and reason, with the forms and SMs it holds for."""
+    merged: dict[tuple[str, str, str], list[str]] = {}
+    for case in cases:
+        if case.status != "passed":
+            key = (case.status, f"{case.kernel}/{case.variant}", case.reason or "")
+            merged.setdefault(key, []).append(f"{case.form} {case.num_sms}")
+    return tuple(
+        f"{status}: {kernel} ({', '.join(dict.fromkeys(points))} SMs): {reason}"
+        for (status, kernel, reason), points in merged.items()
+    )
+
+
+def _summary(cases: Iterable[Case]) -> str:
+    counts: dict[str, int] = {}
+    num_wrong = num_checked = 0
+    for case in cases:
+        counts[case.status] = counts.get(case.status, 0) + 1
+        num_wrong += case.check.num_wrong
+        num_checked += case.check.num_checked
+    told = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
+    return f"Cases: {told}. Wrong elements: {num_wrong} of {num_checked} checked."

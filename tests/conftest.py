@@ -1,0 +1,122 @@
+"""Fixtures for tests of the command line, the records and the page, without a simulator."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+
+from bench.cases import CaseSpec, blank_case
+from bench.record import (
+    Bytes,
+    Case,
+    Check,
+    Config,
+    Environment,
+    Gbs,
+    Op,
+    Run,
+    Sim,
+    Tool,
+)
+
+OPS: tuple[Op, ...] = ("dispatch", "combine", "pair")
+VARIANTS = {"direct": ["pull", "push"], "nccl_like": ["selection", "dedup"]}
+
+RunSpec = Callable[[CaseSpec, Callable[[str, float], None]], list[Case]]
+
+
+def timed(case: Case, time_us: float = 100.0, **changes: object) -> Case:
+    """Return a passed case with numbers that are consistent with its time."""
+    fields = {
+        "status": "passed",
+        "reason": None,
+        "time_us": time_us,
+        "samples_us": [time_us, time_us],
+        "skew_pct": 0.5,
+        "bound_own_us": 80.0,
+        "bound_best_us": 64.0,
+        "efficiency": 80.0 / time_us,
+        "phases_us": {"notify": 10.0, "send": time_us - 10.0},
+        "bytes": Bytes(logical=9000, logical_rdma=0, local=1000, nvlink=8192, rdma=0),
+        "gbs": Gbs(logical=150.0, nvlink=120.0, rdma=0.0),
+        "check": Check(num_wrong=0, num_checked=77),
+        "sim": Sim(events=10, rows=4, wall_s=0.25),
+    }
+    return msgspec.structs.replace(case, **{**fields, **changes})
+
+
+def fake_run_spec(spec: CaseSpec, on_progress: Callable[[str, float], None]) -> list[Case]:
+    """Time each operation of a spec by a formula, and refuse `direct/push` in `combine`."""
+    rows = []
+    for i, op in enumerate(OPS):
+        on_progress(op, 1.0)
+        impl = "library" if spec.kernel == "nccl_like" else "numba"
+        row = blank_case(spec, op, "skipped", reason="no push here", impl=impl, granularity="rank")
+        if (spec.variant, op) != ("push", "combine"):
+            row = timed(row, 100.0 * (i + 1) + spec.num_sms)
+        rows.append(row)
+    return rows
+
+
+def install_fakes(run_spec: RunSpec) -> None:
+    """Stand in for the harness and the registry of kernels; also used in child processes."""
+    harness = ModuleType("bench.harness")
+    harness.__dict__["run_spec"] = run_spec
+    registry = ModuleType("kernels.registry")
+    registry.__dict__.update(
+        kernel_names=lambda: list(VARIANTS),
+        variants=lambda kernel: VARIANTS[kernel],
+        describe=lambda kernel: f"About {kernel}.",
+    )
+    sys.modules["bench.harness"] = harness
+    sys.modules["kernels.registry"] = registry
+
+
+@pytest.fixture
+def fakes() -> Iterator[Callable[[RunSpec], None]]:
+    """Install the fakes until the test ends; call it to replace what runs a spec."""
+    names = ("bench.harness", "kernels.registry")
+    before = {name: sys.modules[name] for name in names if name in sys.modules}
+    install_fakes(fake_run_spec)
+    yield install_fakes
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
+
+
+@pytest.fixture
+def specs(fakes: object) -> list[CaseSpec]:
+    """Every variant of the fake kernels at 8 and 16 SMs of an H800 node."""
+    from bench.suites import Grid, expand
+
+    return expand([Grid(num_sms=(8, 16))])
+
+
+@pytest.fixture
+def run(specs: list[CaseSpec]) -> Run:
+    """A complete run of `specs`."""
+    cases = [case for spec in specs for case in fake_run_spec(spec, lambda *_: None)]
+    return Run(
+        tool=Tool(
+            "epbench", "0.1.0", git_sha="0123456789abcdef", git_branch="main", git_dirty=False
+        ),
+        run_id="11112222-3333-4444-5555-666677778888",
+        machine_id="sim-00000000",
+        start_time="2026-01-02T03:04:05+00:00",
+        end_time="2026-01-02T03:05:05+00:00",
+        argv=["epbench", "run"],
+        config=Config(suite=None, grids=[]),
+        complete=True,
+        environment=Environment("Linux", "6", "x86_64", None, 2, "3.11", {}, {}),
+        cases=cases,
+    )
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run the test in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,196 @@
+"""The page: what a row says, what a heading says, and its three layouts."""
+
+import io
+import re
+
+import msgspec
+import pytest
+from conftest import timed
+from rich.console import Console
+
+from bench.record import Caps, Run
+from bench.render import markdown, plain, print_rich
+from bench.table import COLUMNS, Block, build_page
+
+
+def cell(block: Block, kernel: str, sms: int, column: str) -> str:
+    rows = [
+        row
+        for row in block.rows
+        if row[COLUMNS.index("kernel/variant")] == kernel and row[COLUMNS.index("sms")] == str(sms)
+    ]
+    assert len(rows) == 1
+    return rows[0][COLUMNS.index(column)]
+
+
+def retimed(run: Run, kernel: str, time_us: float, **changes: object) -> Run:
+    """Return the run with every case of `kernel/variant` timed anew."""
+    name, _, variant = kernel.partition("/")
+    cases = [
+        timed(case, time_us, **changes)
+        if (case.kernel, case.variant) == (name, variant) and case.status == "passed"
+        else case
+        for case in run.cases
+    ]
+    return msgspec.structs.replace(run, cases=cases)
+
+
+def test_one_block_per_operation_with_a_row_per_kernel_and_sms(run: Run) -> None:
+    dispatch, combine, pair = build_page(run).blocks
+    assert [block.title.split(" | ")[-1] for block in (dispatch, combine, pair)] == [
+        "dispatch fp8",
+        "combine bf16",
+        "pair fp8 + bf16",
+    ]
+    assert len(dispatch.rows) == 8
+    assert len(combine.rows) == 6
+
+
+def test_title_names_the_world_and_that_it_is_a_prediction(run: Run) -> None:
+    title = build_page(run).blocks[0].title
+    for part in ("PREDICTED", "H800", "EP8 (1 node x 8)", "deepseek-v3", "4096 tokens", "uniform"):
+        assert part in title
+
+
+def test_numbers_of_a_row(run: Run) -> None:
+    run = retimed(run, "direct/pull", 128.0)
+    block = build_page(run).blocks[0]
+    expected = {
+        "time": "128.0",
+        "bound_own": "80.00",
+        "bound_best": "64.00",
+        "efficiency": "62.5",
+        "nvlink": "120.0 75%",
+        "rdma": "-",
+        "#wrong": "0",
+    }
+    assert {name: cell(block, "direct/pull", 8, name) for name in expected} == expected
+    assert block.units[COLUMNS.index("nvlink")] == "(of 160)"
+    assert block.units[COLUMNS.index("rdma")] == "(of 48.5)"
+
+
+def test_speed_up_is_over_dedup_at_the_same_sms(run: Run) -> None:
+    run = retimed(run, "direct/pull", 54.0)
+    block = build_page(run).blocks[0]
+    assert cell(block, "direct/pull", 8, "vs dedup") == f"{108 / 54:.2f}"
+    assert cell(block, "direct/pull", 16, "vs dedup") == f"{116 / 54:.2f}"
+    assert cell(block, "nccl_like/dedup", 16, "vs dedup") == "1.00"
+
+
+def test_speed_up_over_selection_is_bytes_times_efficiency(run: Run) -> None:
+    run = retimed(run, "nccl_like/selection", 300.0, bound_own_us=120.0, efficiency=0.4)
+    run = retimed(run, "direct/pull", 80.0, bound_own_us=40.0, efficiency=0.5)
+    factors = cell(build_page(run).blocks[0], "direct/pull", 8, "vs selection")
+    assert factors == "3.00 x 1.25"
+    by_bytes, by_efficiency = map(float, factors.split(" x "))
+    assert by_bytes * by_efficiency == pytest.approx(300.0 / 80.0)
+
+
+def test_no_speed_up_without_the_rival(run: Run) -> None:
+    cases = [case for case in run.cases if case.kernel == "direct"]
+    block = build_page(msgspec.structs.replace(run, cases=cases)).blocks[0]
+    assert cell(block, "direct/pull", 8, "vs dedup") == "-"
+    assert cell(block, "direct/pull", 8, "vs selection") == "-"
+
+
+def test_wrong_elements_and_their_reason_are_shown(run: Run) -> None:
+    wrong = msgspec.structs.replace(
+        run.cases[0],
+        status="incorrect",
+        reason="arrived after the kernel returned",
+        check=msgspec.structs.replace(run.cases[0].check, num_wrong=5),
+    )
+    page = build_page(msgspec.structs.replace(run, cases=[wrong, *run.cases[1:]]))
+    assert cell(page.blocks[0], "direct/pull", 8, "#wrong") == "5"
+    assert page.blocks[0].notes == (
+        "incorrect: direct/pull (fresh 8 SMs): arrived after the kernel returned",
+    )
+    assert "Wrong elements: 5 of" in page.footer[0]
+
+
+def test_unchecked_case_is_not_called_right(run: Run) -> None:
+    timeout = msgspec.structs.replace(
+        run.cases[0],
+        status="timeout",
+        reason="waits",
+        time_us=None,
+        check=msgspec.structs.replace(run.cases[0].check, num_checked=0),
+    )
+    page = build_page(msgspec.structs.replace(run, cases=[timeout, *run.cases[1:]]))
+    assert cell(page.blocks[0], "direct/pull", 8, "#wrong") == "N/A"
+    assert cell(page.blocks[0], "direct/pull", 8, "time") == "-"
+
+
+def test_skipped_rows_are_notes_with_their_reason(run: Run) -> None:
+    combine = build_page(run).blocks[1]
+    assert combine.notes == ("skipped: direct/push (fresh 8, fresh 16 SMs): no push here",)
+
+
+def test_uncapped_rates_have_no_percent(run: Run) -> None:
+    cases = [msgspec.structs.replace(case, caps=Caps(None, None)) for case in run.cases]
+    block = build_page(msgspec.structs.replace(run, cases=cases)).blocks[0]
+    assert cell(block, "direct/pull", 8, "nvlink") == "120.0"
+    assert block.units[COLUMNS.index("nvlink")] == "(GB/s)"
+
+
+def test_ends_of_the_sm_range_become_an_interval_of_one_row(run: Run) -> None:
+    base = run.cases[0]
+    ends = [
+        msgspec.structs.replace(base, sm_copy="low", time_us=150.0),
+        base,
+        msgspec.structs.replace(base, sm_copy="high", time_us=90.0),
+    ]
+    block = build_page(msgspec.structs.replace(run, cases=ends)).blocks[0]
+    assert len(block.rows) == 1
+    assert cell(block, "direct/pull", 8, "time") == "108.0"
+    assert cell(block, "direct/pull", 8, "range") == "90.00..150.0"
+    assert COLUMNS.index("range") in block.columns
+    assert COLUMNS.index("range") not in build_page(run).blocks[0].columns
+
+
+def test_measured_paced_and_predicted_never_share_a_block(run: Run) -> None:
+    cases = [
+        msgspec.structs.replace(run.cases[0], fidelity=fidelity)
+        for fidelity in ("predicted", "measured", "paced")
+    ]
+    page = build_page(msgspec.structs.replace(run, cases=cases))
+    titles = [block.title.split(" | ")[0] for block in page.blocks]
+    assert titles == ["PREDICTED", "MEASURED", "PACED"]
+    assert [line.partition(":")[0] for line in page.heading[:3]] == titles
+
+
+def test_plain_marks_everything_but_data_and_aligns_columns(run: Run) -> None:
+    lines = plain(build_page(run)).splitlines()
+    assert lines[0].startswith("# PREDICTED: simulated")
+    assert "no GPU ran" in lines[0]
+    data = [line for line in lines if not line.startswith("#")]
+    assert len(data) == 8 + 6 + 8
+    assert {len(re.split(r"\s{2,}", line.strip())) for line in data} == {12}
+    header = next(line for line in lines if line.startswith("#kernel/variant"))
+    first = data[0]
+    assert header.index("#wrong") + len("#wrong") == len(first)
+
+
+def test_markdown_is_a_table_per_block(run: Run) -> None:
+    lines = markdown(build_page(run)).splitlines()
+    assert lines[0].startswith("**PREDICTED")
+    tables = [line for line in lines if line.startswith("| ")]
+    assert len(tables) == 2 * 3 + 8 + 6 + 8
+    assert {line.count("|") for line in tables} == {len(COLUMNS)}
+    assert "- skipped: direct/push (fresh 8, fresh 16 SMs): no push here" in lines
+
+
+def test_rich_prints_whole_cells_on_a_narrow_terminal(run: Run) -> None:
+    out = io.StringIO()
+    print_rich(build_page(run), Console(width=60, file=out))
+    text = out.getvalue()
+    assert "PREDICTED" in text
+    assert "nccl_like/selection" in text
+    assert "vs selection" in text
+    assert "…" not in text
+
+
+def test_incomplete_run_says_so(run: Run) -> None:
+    heading = build_page(msgspec.structs.replace(run, complete=False)).heading
+    assert any("INCOMPLETE" in line for line in heading)
+    assert not any("INCOMPLETE" in line for line in build_page(run).heading)
