@@ -1,13 +1,13 @@
 """A routing in which one rank receives an exact multiple of what every other rank does.
 
-A row is a (token, destination rank) copy, the source's own included, counted before masking. Rank 0
-gets H rows and each other rank that owns experts gets c, all of them the same. `H == RATIO * c` to
-the row wherever any feasible c makes RATIO * c whole; else H is RATIO * c rounded to the nearest
-row, half up.
+A row is a (token, destination rank) copy, the source's own included, counted before masking. Where
+counts exist by which every other rank that owns experts receives c rows and rank 0 RATIO * c, such
+counts are used, and the ratio holds to the row. Else, as for top-1 tokens whose number does not
+divide, rank 0 receives the share RATIO / (RATIO + others) of all rows, rounded to the nearest row,
+and the others share the rest to within one row. A ratio that leaves a rank without rows is refused.
 """
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -25,21 +25,10 @@ _PLAIN = np.uint64((1 << 62) - 1)
 _BLOCK_TOKENS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class HotCounts:
-    """Rows that ranks receive.
+def hot_rows(gate: Gate, ratio: Fraction) -> npt.NDArray[np.int64]:
+    """Return the rows of each rank that owns experts, int64 `(num_owners,)`.
 
-    Attributes:
-        hot: rows of rank 0.
-        cold: rows of each other rank that owns experts.
-    """
-
-    hot: int
-    cold: int
-
-
-def hot_counts(gate: Gate, ratio: Fraction) -> HotCounts:
-    """Return the rows of the hot rank and of each other, as near to uniform's total as is feasible.
+    Of the feasible totals it takes an exact one, if there is any, and of these one near uniform's.
 
     Raises:
         UsageError: no counts have that ratio.
@@ -54,31 +43,30 @@ def hot_counts(gate: Gate, ratio: Fraction) -> HotCounts:
         raise UsageError(f"routing 'hot:{_text(ratio)}' needs a ratio of at least 1")
     tokens = gate.world_size * gate.num_tokens
     if tokens == 0:
-        return HotCounts(0, 0)
+        return np.zeros(gate.num_owners, np.int64)
     fewest, most = _ranks_per_token(gate)
-
-    def feasible(cold: int) -> HotCounts | None:
-        hot = math.floor(ratio * cold + Fraction(1, 2))
-        total = hot + num_others * cold
-        fits = tokens * fewest <= total <= tokens * most and hot <= tokens
-        return HotCounts(hot, cold) if cold and fits else None
-
-    per_cold = ratio + num_others
-    low = max(1, math.ceil(tokens * fewest / per_cold))
-    high = math.floor(min(tokens / ratio, tokens * most / per_cold))
-    wanted = min(max(low, round(tokens * _uniform_ranks_per_token(gate) / per_cold)), high)
-    unit = ratio.denominator
-    exact = (wanted // unit * unit, -(-low // unit) * unit)
-    for cold in (*exact, wanted, low, low - 1):
-        counts = feasible(cold)
-        if counts:
-            return counts
-    limit = Fraction(num_others, fewest - 1) if fewest > 1 else Fraction(tokens)
-    raise UsageError(
-        f"routing 'hot:{_text(ratio)}' cannot be met by {tokens} tokens of top-{gate.num_topk} "
-        f"over {gate.num_owners} ranks of {gate.experts_per_rank} experts; the ratio must be at most "
-        f"{_text(limit)}, and a ratio near it needs more tokens"
-    )
+    shares = ratio + num_others
+    low = max(tokens * fewest, math.ceil(shares))
+    high = math.floor(min(Fraction(tokens * most), tokens * shares / ratio))
+    if low > high:
+        limit = min(
+            Fraction(num_others, fewest - 1) if fewest > 1 else tokens,
+            tokens,
+            tokens * most - num_others,
+        )
+        raise UsageError(
+            f"routing 'hot:{_text(ratio)}' cannot be met by {tokens} tokens of "
+            f"top-{gate.num_topk} over {gate.num_owners} ranks of {gate.experts_per_rank} experts; "
+            f"take a ratio of at most {_text(Fraction(max(limit, 1)))}, or more tokens"
+        )
+    wanted = min(max(low, round(tokens * _uniform_ranks_per_token(gate))), high)
+    total = _exact_total(ratio, num_others, low=low, wanted=wanted, high=high) or wanted
+    hot = math.floor(ratio * total / shares + Fraction(1, 2))
+    each, extra = divmod(total - hot, num_others)
+    rows = np.full(gate.num_owners, each, np.int64)
+    rows[1 : 1 + extra] += 1
+    rows[0] = hot
+    return rows
 
 
 def hot_topk(gate: Gate, ratio: Fraction) -> list[npt.NDArray[np.int32]]:
@@ -87,7 +75,7 @@ def hot_topk(gate: Gate, ratio: Fraction) -> list[npt.NDArray[np.int32]]:
     Raises:
         UsageError: no selections do.
     """
-    sends = _destinations(gate, hot_counts(gate, ratio))
+    sends = _destinations(gate, hot_rows(gate, ratio))
     topk_idx = np.empty((gate.world_size * gate.num_tokens, gate.num_topk), np.int32)
     slots = gate.num_owners * gate.experts_per_rank
     ids = np.arange(slots)
@@ -109,8 +97,8 @@ def hot_topk(gate: Gate, ratio: Fraction) -> list[npt.NDArray[np.int32]]:
     return list(topk_idx.reshape(gate.world_size, gate.num_tokens, gate.num_topk))
 
 
-def _destinations(gate: Gate, counts: HotCounts) -> npt.NDArray[np.bool_]:
-    """Deal ranks to tokens: bool `(num_tokens_of_world, num_owners)`, column sums are the counts.
+def _destinations(gate: Gate, rows_of_rank: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Deal ranks to tokens: bool `(tokens_of_world, num_owners)`, column sums are `rows_of_rank`.
 
     Each block of tokens takes its share of what is left of every rank, rounded so that the block's
     total is rounded once. Inside a block copies are laid out rank after rank and dealt round and
@@ -119,8 +107,7 @@ def _destinations(gate: Gate, counts: HotCounts) -> npt.NDArray[np.bool_]:
     """
     num_tokens = gate.world_size * gate.num_tokens
     sends = np.zeros((num_tokens, gate.num_owners), np.bool_)
-    left = np.full(gate.num_owners, counts.cold, np.int64)
-    left[0] = counts.hot
+    left = rows_of_rank.copy()
     for first in range(0, num_tokens, _BLOCK_TOKENS):
         tokens_left = num_tokens - first
         block = min(_BLOCK_TOKENS, tokens_left)
@@ -132,6 +119,16 @@ def _destinations(gate: Gate, counts: HotCounts) -> npt.NDArray[np.bool_]:
         left -= rows
         sends[first + tokens[np.arange(total) % block], np.repeat(ranks, rows[ranks])] = True
     return sends
+
+
+def _exact_total(
+    ratio: Fraction, num_others: int, *, low: int, wanted: int, high: int
+) -> int | None:
+    """Return the total nearest `wanted` of which other ranks have c rows, the hot one ratio * c."""
+    unit = ratio.denominator * (ratio + num_others)
+    below = wanted // unit * unit
+    fitting = [total for total in (below, below + unit) if low <= total <= high and total]
+    return int(min(fitting, key=lambda total: abs(total - wanted))) if fitting else None
 
 
 def _ranks_per_token(gate: Gate) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Where compiled code is kept: a folder named by everything it was made from.
 
-Numba's own cache looks neither at callees in other files nor at globals, so its folder's name carries a hash of all
-sources of the project and of the versions that compile them.
+Numba's own cache looks neither at callees in other files nor at globals, so its folder's name
+carries a hash of all sources of the project and of the versions that compile them.
 """
 
 import hashlib

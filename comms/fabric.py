@@ -1,8 +1,8 @@
 """Profiles of GPUs and their links: rates, latencies and SM costs, each with its source.
 
-A profile is a TOML file in `comms/fabrics/`; profiles of one SM generation share that generation's file.
-Rates are per direction and GPU. `raw` is the link's data sheet, `payload` the best bulk transfer seen:
-the cap that is imposed.
+A profile is a TOML file in `comms/fabrics/`; profiles of one SM generation share that generation's
+file. Rates are per direction and GPU. `raw` is the link's data sheet, `payload` the best bulk
+transfer seen: the cap that is imposed.
 """
 
 import tomllib

@@ -1,7 +1,8 @@
 """Fibers for compiled code: a context switch in assembly, and the stacks it runs on.
 
-A fiber's context block lies at the high end of its stack, on the page that its frames use anyway, so that compiled
-code finds it from the stack pointer: no global, no thread-local. Word 0 of a context holds the saved stack pointer.
+A fiber's context block lies at the high end of its stack, on the page that its frames use anyway,
+so that compiled code finds it from the stack pointer: no global, no thread-local. Word 0 of a
+context holds the saved stack pointer.
 """
 
 import ctypes
@@ -24,7 +25,8 @@ CONTEXT_BYTES = 128
 CTX_RSP, CTX_ENGINE, CTX_WARP, CTX_ARG = range(4)
 
 # The System V ABI makes rbx, rbp and r12-r15 the callee's to keep; the rest dies at any call.
-# ep_start runs an entry on a new stack: rsp is a multiple of 16 before the call, and the entry never returns.
+# ep_start runs an entry on a new stack: rsp is a multiple of 16 before the call, and the entry
+# never returns.
 _ASSEMBLY_X86_64 = r"""
 .text
 .globl ep_switch
@@ -111,13 +113,13 @@ class Stacks:
         self._low_words = words.reshape(num_fibers, STACK_BYTES // 8)[:, :8]
 
     def overflowed(self) -> list[int]:
-        """Return the fibers whose frames have reached the low end of their stacks, which is never written."""
+        """Return the fibers whose frames have reached the low end of their stacks."""
         return np.flatnonzero(self._low_words.any(axis=1)).tolist()
 
 
 @intrinsic
 def switch(typingctx, save_at, load_from):  # type: ignore[no-untyped-def]
-    """`switch(save_at, load_from)`: save this context at one address, continue the one at another."""
+    """`switch(save_at, load_from)`: save this context at one address, load that at another."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         pointer = ir.IntType(8).as_pointer()

@@ -1,4 +1,4 @@
-"""Symmetric windows: named regions at equal offsets on every rank, and memory reserved without touching it."""
+"""Symmetric windows: named regions at equal offsets on every rank, reserved without touching."""
 
 import mmap
 from collections.abc import Mapping

@@ -16,6 +16,13 @@ def signal(rank: int, peer: int, ranks_per_node: int, flag: int, value: int, cha
         isa.put_signal(peer, flag, value, channel)
 
 
+def via_rank(rank: int, peer: int, ranks_per_node: int, rails: int) -> int:
+    """Return the rank of this node whose NIC reaches `peer`: the own, or the rail's if separate."""
+    if rails:
+        return rank // ranks_per_node * ranks_per_node + peer % ranks_per_node
+    return rank
+
+
 def share_begin(total: int, index: int, num_shares: int) -> int:
     """Return where share `index` of `num_shares` even, contiguous shares begins."""
     return total * index // num_shares

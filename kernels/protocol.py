@@ -1,9 +1,8 @@
 """What a protocol is: kernels in order, the memory they need, and what they cannot do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FunctionType
-from typing import Literal
+from typing import Any, Literal
 
 from kernels.shape import Shape
 
@@ -31,8 +30,8 @@ class KernelLaunch:
     """
 
     name: str
-    kernel: FunctionType
-    params: type[tuple[int, ...]]
+    kernel: Callable[[Any], None]
+    params: type[Any]
     num_warps: int
     sms: Literal["comm", "all"] = "comm"
 
@@ -42,7 +41,7 @@ def accepts_all(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
     return None
 
 
-def no_settings(shape: Shape) -> dict[str, int]:
+def no_settings(shape: Shape) -> Mapping[str, int | str]:
     """Return no parameters beyond those that every kernel can ask for."""
     return {}
 
@@ -58,9 +57,11 @@ class Protocol:
         regions: own flags and buffers, name to bytes, for a shape.
         launches: launches of `dispatch` or `combine`, in order.
         refuses: why an operation cannot run on a shape, or None.
-        settings: the protocol's own parameters by field name.
+        settings: the protocol's own parameters by field name; a string names the region that a
+            parameter stands for.
         granularity: what a received row stands for.
-        route: the way rows go, by which their bytes are counted.
+        route: the way rows go between nodes where rails are separate; else they go in one
+            hop.
         pulls: whether combine reads remote rows, and pays requests.
         hops: rounding steps of combine: 1, or 2 where nodes reduce first.
         is_baseline: whether it stands for a library.
@@ -72,7 +73,7 @@ class Protocol:
     regions: Callable[[Shape], dict[str, int]]
     launches: Callable[[Op, Form], tuple[KernelLaunch, ...]]
     refuses: Callable[..., str | None] = accepts_all
-    settings: Callable[[Shape], dict[str, int]] = no_settings
+    settings: Callable[[Shape], Mapping[str, int | str]] = no_settings
     granularity: Granularity = "rank"
     route: Route = "one_hop"
     pulls: bool = False

@@ -9,7 +9,8 @@ Dtype = Literal["fp8", "bf16"]
 
 #: Elements that share one FP8 scale (DeepSeek-V3 technical report, section 3.3).
 SCALE_GROUP = 128
-#: Elements moved from the head and from the tail of a row when a prefix is asked for without a size.
+#: Elements moved from the head and from the tail of a row when a prefix is asked for without a
+#: size.
 PREFIX_HEAD, PREFIX_TAIL = 128, 64
 
 
@@ -39,8 +40,8 @@ class RowLayout:
     Attributes:
         hidden: elements of the model's row.
         dtype: `"fp8"` (e4m3 with FP32 scales) or `"bf16"`.
-        moved: elements that are really stored and moved, at most `hidden`; costs and byte counts are
-            always those of `hidden` elements.
+        moved: elements that are really stored and moved, at most `hidden`; costs and byte counts
+            are always those of `hidden` elements.
     """
 
     hidden: int

@@ -16,7 +16,8 @@ class Shape:
         ranks_per_node: ranks on each node; rank r is on node `r // ranks_per_node`.
         num_tokens: most tokens that any rank holds.
         hidden: elements of a row.
-        num_experts: experts of the layer; a rank owns `ceil(num_experts / world_size)` of them or fewer.
+        num_experts: experts of the layer; a rank owns `ceil(num_experts / world_size)` of them or
+            fewer.
         num_topk: experts selected for a token.
         dispatch_dtype: `"fp8"` or `"bf16"`.
         combine_dtype: `"bf16"`.

@@ -1,1 +1,1 @@
-"""The virtual-time engine: warps as fibers, links as queues, one event heap, integer picoseconds."""
+"""The virtual-time engine: warps are fibers, links are queues, time is integer picoseconds."""

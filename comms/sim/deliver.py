@@ -2,7 +2,6 @@
 
 from typing import Any
 
-
 from comms.compiling import inner
 from comms.sim.events import push, push_launch_end, wake
 from comms.sim.ports import free_ingress, give_transfer, meter, reply
@@ -198,7 +197,7 @@ def deliver(e: int, transfer: int) -> None:
             half = t.num_bytes // 2
             move(base + t.offset, t.slot, half)
             move(base + t.offset2, t.slot + half, half)
-        elif kind == PUT or kind == ROW_LATE:
+        elif kind in (PUT, ROW_LATE):
             move(base + t.offset, t.source, t.num_bytes)
         else:
             change_word(e, transfer)
@@ -224,7 +223,7 @@ def arrive(e: int, port: int) -> None:
     kind = port % NUM_PORTS
     num_bytes, is_put, key = t.bytes, t.kind == PUT, t.key
     deliver(e, transfer)
-    if kind == NVL_IN or kind == NIC_IN:
+    if kind in (NVL_IN, NIC_IN):
         meter(e, port, header(e).now, cost(num_bytes, p.mbps))
         free_ingress(e, port, num_bytes)
         if is_put:

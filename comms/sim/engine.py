@@ -1,4 +1,4 @@
-"""The engine as Python sees it: a world of ranks, their windows, launches to run, and what came of them."""
+"""The engine as Python sees it: a world of ranks, launches to run, what came of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,7 +89,9 @@ class Outcome:
 class Engine:
     """Runs launches in virtual time over the windows of one world."""
 
-    def __init__(self, fabric: Fabric, num_nodes: int, ranks_per_node: int, windows: Windows) -> None:
+    def __init__(
+        self, fabric: Fabric, num_nodes: int, ranks_per_node: int, windows: Windows
+    ) -> None:
         self.fabric = fabric
         self.world_size = num_nodes * ranks_per_node
         self.ranks_per_node = ranks_per_node
@@ -124,7 +126,9 @@ class Engine:
                 break
         assert self._stacks is not None
         if overflowed := self._stacks.overflowed():
-            raise EpbenchError(f"a kernel needs more than {STACK_BYTES} bytes of stack: warp {overflowed[0]}")
+            raise EpbenchError(
+                f"a kernel needs more than {STACK_BYTES} bytes of stack: warp {overflowed[0]}"
+            )
         if h["error"]:
             raise EpbenchError(report.describe_error(arrays, self.windows.layout, launches))
         if h["live_ranks"]:
@@ -148,7 +152,9 @@ class Engine:
         if self._stacks is None or self._stacks.num_fibers < world * warps:
             self._stacks = Stacks(world * warps)
         queued = sum(int(link.queue_bytes.value) for link in (fabric.nvlink, fabric.nic))
-        num_transfers = world * (options.transfers_per_warp * warps + 2 * queued // int(fabric.sm.word_bytes.value))
+        num_transfers = world * (
+            options.transfers_per_warp * warps + 2 * queued // int(fabric.sm.word_bytes.value)
+        )
         slot_bytes = -(-max(options.slot_bytes, 64) // 64) * 64
         width = max((launch.params.shape[1] for launch in launches), default=1)
         params = np.zeros((len(launches), world, width), np.int64)
@@ -162,7 +168,9 @@ class Engine:
             "transfers": reserve(num_transfers * state.TRANSFER_BYTES).view(state.TRANSFER),
             "payload": reserve(num_transfers * slot_bytes),
             "heap": np.zeros(world * (warps + 2 * state.NUM_PORTS) + 16, state.EVENT),
-            "buckets": np.full(max(1024, 2 * world * blocks), -1, np.int64).repeat(2).view(state.BUCKET),
+            "buckets": np.full(max(1024, 2 * world * blocks), -1, np.int64)
+            .repeat(2)
+            .view(state.BUCKET),
             "ranks": self._ranks(options),
             "launches": np.array(
                 [(one.entry, one.num_blocks, one.num_warps, *one.row_bytes) for one in launches],
@@ -178,9 +186,27 @@ class Engine:
         arrays["queues"] = np.full(2 * world * world * 4, -1, np.int64).view(state.QUEUE)
         arrays["pages"], arrays["regions"] = self._regions(options)
         h = arrays["header"][0]
-        for name in ("warps", "blocks", "ports", "transfers", "payload", "heap", "buckets", "ranks"):
+        for name in (
+            "warps",
+            "blocks",
+            "ports",
+            "transfers",
+            "payload",
+            "heap",
+            "buckets",
+            "ranks",
+        ):
             h[name] = arrays[name].ctypes.data
-        for name in ("launches", "params", "launch_starts", "launch_ends", "channels", "main_context", "scratch", "queues"):
+        for name in (
+            "launches",
+            "params",
+            "launch_starts",
+            "launch_ends",
+            "channels",
+            "main_context",
+            "scratch",
+            "queues",
+        ):
             h[name] = arrays[name].ctypes.data
         h["pages"], h["regions"] = arrays["pages"].ctypes.data, arrays["regions"].ctypes.data
         h["num_pages"], h["window_bytes"] = len(arrays["pages"]), self.windows.layout.window_bytes
@@ -190,13 +216,21 @@ class Engine:
         h["blocks_per_rank"], h["warps_per_rank"] = blocks, warps
         h["stacks"], h["stack_bytes"] = self._stacks.base, STACK_BYTES
         h["start_address"], h["num_channels"] = start_address(), options.num_channels
-        h["slot_bytes"], h["live_ranks"], h["free_transfer"] = slot_bytes, world if launches else 0, -1
+        h["slot_bytes"], h["live_ranks"], h["free_transfer"] = (
+            slot_bytes,
+            world if launches else 0,
+            -1,
+        )
         h["rails"] = fabric.cross_rail == "forbidden"
         self._costs(h)
         arrays["ranks"]["live_warps"] = -1
         order = np.argsort(arrays["ranks"]["skew"], kind="stable")
         for place, rank in enumerate(order):
-            arrays["heap"][place] = (arrays["ranks"]["skew"][rank], place, rank << 3 | state.EV_LAUNCH)
+            arrays["heap"][place] = (
+                arrays["ranks"]["skew"][rank],
+                place,
+                rank << 3 | state.EV_LAUNCH,
+            )
         h["heap_size"] = h["seq"] = world if launches else 0
         return arrays
 
@@ -211,7 +245,8 @@ class Engine:
         for kind in (state.HBM, state.HBM_DONE, state.L2, state.SIGNALS):
             ports[:, kind]["latency"] = round(sm.l2_ns.value * PS_PER_NS)
             ports[:, kind]["mbps"] = round(self.fabric.hbm_gbs.value * 1000)
-            # The bytes that HBM moves in a microsecond: enough for every SM to have a row under way.
+            # The bytes that HBM moves in a microsecond: enough for every SM to have a row under
+            # way.
             ports[:, kind]["limit"] = round(self.fabric.hbm_gbs.value * 1000)
         for name in ("head", "stalled_head", "ready_head", "request_head", "waiting_head"):
             ports[name] = -1
@@ -226,7 +261,8 @@ class Engine:
         return ranks
 
     def _channels(self, num_channels: int) -> npt.NDArray[Any]:
-        # The lists of a channel are empty when zero: heads and tails hold a transfer's index plus one.
+        # The lists of a channel are empty when zero: heads and tails hold a transfer's index plus
+        # one.
         nodes = self.world_size // self.ranks_per_node
         count = self.world_size**2 * num_channels if nodes > 1 else 1
         return reserve(count * state.CHANNEL_BYTES).view(state.CHANNEL)
@@ -236,7 +272,11 @@ class Engine:
         pages = np.full(layout.window_bytes // PAGE_BYTES, -1, np.int16)
         regions = np.zeros(len(layout.regions), state.REGION)
         for index, region in enumerate(layout.regions.values()):
-            regions[index] = (region.offset, region.num_bytes, options.judged_after.get(region.name, -1))
+            regions[index] = (
+                region.offset,
+                region.num_bytes,
+                options.judged_after.get(region.name, -1),
+            )
             first = region.offset // PAGE_BYTES
             pages[first : first + -(-region.num_bytes // PAGE_BYTES)] = index
         return pages, regions

@@ -2,10 +2,18 @@
 
 from typing import Any
 
-
 from comms.compiling import inner
-from comms.sim.state import EV_LAUNCH, EV_WARP, EVENT, EVENT_BYTES, READY, header, rank_at, record_at, warp_at
-
+from comms.sim.state import (
+    EV_LAUNCH,
+    EV_WARP,
+    EVENT,
+    EVENT_BYTES,
+    READY,
+    header,
+    rank_at,
+    record_at,
+    warp_at,
+)
 
 
 @inner
@@ -57,7 +65,9 @@ def pop(e: int) -> int:
         best_time, best_seq = item(heap, child).time, item(heap, child).seq
         for other in range(child + 1, min(child + 4, size)):
             other_time = item(heap, other).time
-            if other_time < best_time or (other_time == best_time and item(heap, other).seq < best_seq):
+            if other_time < best_time or (
+                other_time == best_time and item(heap, other).seq < best_seq
+            ):
                 best, best_time, best_seq = other, other_time, item(heap, other).seq
         if time < best_time or (time == best_time and seq < best_seq):
             break

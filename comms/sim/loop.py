@@ -1,6 +1,5 @@
 """The event loop and what begins and ends a launch."""
 
-
 from collections.abc import Callable
 from functools import cache
 
@@ -40,7 +39,8 @@ def prepare_stack(e: int, warp: int, entry: int, argument: int) -> None:
     """Lay a stack out so that the first switch to it calls `entry(argument)`."""
     h = header(e)
     context = h.stacks + (warp + 1) * h.stack_bytes - CONTEXT_BYTES
-    # The seven words that ep_switch pops: r15 r14 r13 r12 (argument) rbx (entry) rbp, return address.
+    # The seven words that ep_switch pops: r15 r14 r13 r12 (argument) rbx (entry) rbp, return
+    # address.
     frame = context - 64
     for index in range(8):
         word_at(frame + 8 * index)[0] = 0

@@ -1,17 +1,17 @@
 """Links as queues: egress with admission, ingress with finite room, local memory.
 
-An egress port holds at most `limit` bytes; a transfer that does not fit stalls the warp that issues it, in order. What
-is admitted waits in a queue for its destination, and the port serves the destinations in turn. Before a transfer
-leaves, its room at the destination's ingress is reserved; a destination without room is passed over until some is
-freed, so one that is overrun fills the shared room of its senders and then stalls them: nothing is ever dropped.
-Read requests are small, travel on a channel of their own and are served first, by the same port.
+An egress port holds at most `limit` bytes; a transfer that does not fit stalls the warp that issues
+it, in order. What is admitted waits in a queue for its destination, and the port serves the
+destinations in turn. Before a transfer leaves, its room at the destination's ingress is reserved; a
+destination without room is passed over until some is freed, so one that is overrun fills the shared
+room of its senders and then stalls them: nothing is ever dropped. Read requests are small, travel
+on a channel of their own and are served first, by the same port.
 
-Each port carries a meter that knows nothing of the queues and checks the window law at every completion: bytes in a
-window <= cap x window + one transfer.
+Each port carries a meter that knows nothing of the queues and checks the window law at every
+completion: bytes in a window <= cap x window + one transfer.
 """
 
 from typing import Any
-
 
 from comms.compiling import inner
 from comms.sim.events import push, wake
@@ -24,7 +24,6 @@ from comms.sim.state import (
     NIC_OUT,
     NUM_PORTS,
     NVL_IN,
-    NVL_OUT,
     POOL_EMPTY,
     QUEUE,
     QUEUE_BYTES,
@@ -98,7 +97,7 @@ def queue_at(e: int, queue: int) -> Any:
 
 @inner
 def enqueue(e: int, port: int, transfer: int) -> None:
-    """Append an admitted transfer to its destination's queue; local memory has the place of the own rank."""
+    """Append an admitted transfer to its destination's queue; local memory is the own rank's."""
     p = port_at(e, port)
     t = transfer_at(e, transfer)
     p.queued += t.bytes
@@ -223,7 +222,7 @@ def finish_service(e: int, port: int) -> None:
 
 @inner
 def free_ingress(e: int, port: int, num_bytes: int) -> None:
-    """Free room at an ingress port and let the queues that waited for it, in order, be served again."""
+    """Free room at an ingress port and let the queues that waited for it be served, in order."""
     into = port_at(e, port)
     into.queued -= num_bytes
     into.total_bytes += num_bytes
@@ -265,7 +264,7 @@ def reply(e: int, port: int, transfer: int) -> None:
 
 @inner
 def post(e: int, port: int, transfer: int) -> bool:
-    """Put a transfer into an egress queue; return False where its warp must stall until it is admitted."""
+    """Put a transfer into an egress queue; return False where its warp must stall first."""
     p = port_at(e, port)
     t = transfer_at(e, transfer)
     if p.stalled_head < 0 and (p.queued == 0 or p.queued + t.bytes <= p.limit):

@@ -1,4 +1,4 @@
-"""Sentences about kernels that cannot go on: which warp, at which source line, waits for which flag."""
+"""Sentences about kernels that cannot go on: which warp waits where for which flag."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,9 @@ def _where(warp: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     return f"rank {warp['rank']} sm {sm} warp {warp['index']}"
 
 
-def _launch(arrays: Mapping[str, npt.NDArray[Any]], warp: Any, launches: Sequence["Launch"]) -> "Launch":
+def _launch(
+    arrays: Mapping[str, npt.NDArray[Any]], warp: Any, launches: Sequence["Launch"]
+) -> "Launch":
     return launches[int(arrays["ranks"]["launch"][warp["rank"]])]
 
 
@@ -68,13 +70,18 @@ def describe_blocked(
         named.append(f"  {first_where}{others}: {what}")
     rest = len(seen_at) - len(named)
     more = [f"  and {rest} other waits"] if rest > 0 else []
-    cause = "deadlock" if h["heap_size"] == 0 else "no end within the limit of virtual time or events"
+    cause = (
+        "deadlock" if h["heap_size"] == 0 else "no end within the limit of virtual time or events"
+    )
     at = f"{cause} at {h['now'] / 1e6:.1f} us of virtual time; {len(blocked)} warps are blocked:"
     return "\n".join([at, *named, *more])
 
 
 def _describe_warp(
-    arrays: Mapping[str, npt.NDArray[Any]], windows: Windows, launches: Sequence["Launch"], index: int
+    arrays: Mapping[str, npt.NDArray[Any]],
+    windows: Windows,
+    launches: Sequence["Launch"],
+    index: int,
 ) -> tuple[str, str]:
     warp = arrays["warps"][index]
     launch = _launch(arrays, warp, launches)
@@ -83,7 +90,9 @@ def _describe_warp(
     if warp["state"] == state.WAIT_GE:
         offset = int(warp["wait_offset"])
         region, distance = windows.layout.locate(offset) or (None, 0)
-        seen = windows.view(int(warp["rank"]), region.name, np.int64)[distance // 8] if region else "?"
+        seen = (
+            windows.view(int(warp["rank"]), region.name, np.int64)[distance // 8] if region else "?"
+        )
         flag = windows.layout.describe(offset)
         what = f"{line} waits for {flag} >= {warp['wait_value']}, sees {seen}"
     elif warp["state"] == state.WAIT_ANY:

@@ -1,10 +1,11 @@
 """State of the virtual-time engine: one header record and the structured arrays it points to.
 
-Compiled code reaches the state by the header's address, which every fiber finds in its context block.
-Times are int64 picoseconds, rates MB/s (so that a cost is `ceil(bytes * 10**6 / rate)` ps), -1 is "none".
+Compiled code reaches the state by the header's address, which every fiber finds in its context
+block. Times are int64 picoseconds, rates MB/s (so that a cost is `ceil(bytes * 10**6 / rate)` ps),
+-1 is "none".
 """
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -13,8 +14,9 @@ from numba.extending import intrinsic
 
 from comms.compiling import inner
 
-#: Ports of a rank. The four links are the fabric's; `HBM` serves local copies in order, `HBM_DONE` and `L2` are
-#: where local row copies and local words wait until they are visible, `SIGNALS` is where a NIC's signals arrive.
+#: Ports of a rank. The four links are the fabric's; `HBM` serves local copies in order, `HBM_DONE`
+#: and `L2` are where local row copies and local words wait until they are visible, `SIGNALS` is
+#: where a NIC's signals arrive.
 NVL_OUT, NVL_IN, NIC_OUT, NIC_IN, HBM, HBM_DONE, L2, SIGNALS, NUM_PORTS = range(9)
 PORT_NAMES = ("nvlink_out", "nvlink_in", "nic_out", "nic_in", "hbm", "hbm_done", "l2", "signals")
 
@@ -71,7 +73,17 @@ WARP = _record(
     *("stage", "context"),
 )
 BLOCK = _record(
-    *("rank", "sm", "first_warp", "num_warps", "live_warps", "arrived", "sync_head", "sync_tail", "generation"),
+    *(
+        "rank",
+        "sm",
+        "first_warp",
+        "num_warps",
+        "live_warps",
+        "arrived",
+        "sync_head",
+        "sync_tail",
+        "generation",
+    ),
     *("old_outstanding", "old_ack", "num_fencing", "fence_head", "copy_free", "reduce_free"),
 )
 PORT = _record(
@@ -200,6 +212,6 @@ def cost(num_bytes: int, mbps: int) -> int:
 
 @inner
 def wire_bytes(e: int, rank: int, num_bytes: int) -> int:
-    """Return what `num_bytes` of rows cost in a rank's launch: each counts as the model's whole row."""
+    """Return what `num_bytes` of rows cost in a rank's launch: each counts as a whole row."""
     r = rank_at(e, rank)
     return num_bytes + num_bytes // r.row_stride * (r.row_full - r.row_stride)

@@ -1,13 +1,14 @@
 """Instructions that move bytes, on the fiber of the warp that issues them.
 
-A row passes through the SM first: an issue time, one load latency for every `bytes_in_flight` of it, and the SM's
-copy rate, which its warps share. Then it enters a queue. Remote addresses are (rank, offset in the window) and
-checked against the window's regions.
+A row passes through the SM first: an issue time, one load latency for every `bytes_in_flight` of
+it, and the SM's copy rate, which its warps share. Then it enters a queue. Remote addresses are
+(rank, offset in the window) and checked against the window's regions.
 """
 
+from typing import NamedTuple
 
 from comms.compiling import inner
-from comms.sim.deliver import channel_at, change_word
+from comms.sim.deliver import channel_at
 from comms.sim.ports import arrive_at, post, request, take_transfer
 from comms.sim.state import (
     ADD,
@@ -33,7 +34,6 @@ from comms.sim.state import (
     ROW,
     ROW_LATE,
     SIGNALS,
-    STORE,
     TOO_LONG,
     block_at,
     cost,
@@ -120,7 +120,9 @@ def through_sm(e: int, warp: int, num_bytes: int, bulk: int) -> int:
 
 
 @inner
-def copy(e: int, warp: int, rank: int, offset: int, source: int, num_bytes: int, wire: int, bulk: int) -> None:
+def copy(
+    e: int, warp: int, rank: int, offset: int, source: int, num_bytes: int, wire: int, bulk: int
+) -> None:
     """Copy `num_bytes` of local memory to (rank, offset), charged as `wire` bytes.
 
     The source is read now, or on arrival where the copy is `bulk`.
@@ -138,33 +140,50 @@ def copy(e: int, warp: int, rank: int, offset: int, source: int, num_bytes: int,
     issue(e, warp, transfer, port)
 
 
+class Path(NamedTuple):
+    """The way of a put: the rank whose NIC sends it, the destination, the sender's channel."""
+
+    via: int
+    rank: int
+    channel: int
+
+
+class Span(NamedTuple):
+    """Local memory: its address, its bytes, and the bytes it is charged as."""
+
+    address: int
+    num_bytes: int
+    wire_bytes: int
+
+
 @inner
-def put(e: int, warp: int, rank: int, offset: int, source: int, num_bytes: int, wire: int, channel: int) -> None:
-    """Write local memory to (rank, offset) on another node; the source is read on arrival."""
-    transfer = new_transfer(e, warp, PUT, rank, offset, num_bytes)
+def put(e: int, warp: int, path: Path, offset: int, span: Span) -> None:
+    """Write memory of `path.via` to (path.rank, offset) on another node; it is read on arrival."""
+    transfer = new_transfer(e, warp, PUT, path.rank, offset, span.num_bytes)
     t = transfer_at(e, transfer)
-    t.source, t.bytes, t.key = source, wire, channel_key(e, warp, rank, channel)
+    t.source, t.bytes, t.key = span.address, span.wire_bytes, channel_key(e, warp, path)
+    t.src_rank, t.port = path.via, NIC_OUT
     pay(e, warp, header(e).nic_post)
     channel_at(e, t.key).posted += 1
-    transfer_at(e, transfer).port = NIC_OUT
-    if not post(e, warp_at(e, warp).rank * NUM_PORTS + NIC_OUT, transfer):
+    if not post(e, path.via * NUM_PORTS + NIC_OUT, transfer):
         warp_at(e, warp).state = ADMIT
         suspend(e, warp)
 
 
 @inner
-def put_signal(e: int, warp: int, rank: int, offset: int, value: int, channel: int) -> None:
-    """Add `value` to a flag on another node once this channel's earlier puts to it have arrived.
+def put_signal(e: int, warp: int, path: Path, offset: int, value: int) -> None:
+    """Add `value` to a flag on another node once the path's earlier puts have arrived.
 
     A signal overtakes what other channels have queued.
     """
-    transfer = new_transfer(e, warp, ADD, rank, offset, 8)
+    transfer = new_transfer(e, warp, ADD, path.rank, offset, 8)
     t = transfer_at(e, transfer)
-    t.value, t.key, t.port = value, channel_key(e, warp, rank, channel), NIC_OUT
+    t.value, t.key, t.port, t.src_rank = value, channel_key(e, warp, path), NIC_OUT, path.via
     pay(e, warp, header(e).nic_post)
     c = channel_at(e, t.key)
     if c.arrived >= c.posted:
-        arrive_at(e, rank * NUM_PORTS + SIGNALS, transfer, header(e).now + header(e).nic_latency)
+        arrival = header(e).now + header(e).nic_latency
+        arrive_at(e, path.rank * NUM_PORTS + SIGNALS, transfer, arrival)
         return
     t.time, t.next = c.posted, 0
     if c.head == 0:
@@ -175,16 +194,19 @@ def put_signal(e: int, warp: int, rank: int, offset: int, value: int, channel: i
 
 
 @inner
-def channel_key(e: int, warp: int, rank: int, channel: int) -> int:
-    """Return the index of a channel to `rank`; stop the engine where no NIC path leads there."""
+def channel_key(e: int, warp: int, path: Path) -> int:
+    """Return the index of a path's channel; stop the engine where no NIC leads there."""
     h = header(e)
-    own = warp_at(e, warp).rank
     per_node = h.ranks_per_node
-    if rank // per_node == own // per_node or (h.rails and rank % per_node != own % per_node):
-        fail(e, warp, NOT_REACHABLE, rank, 0)
-    if channel < 0 or channel >= h.num_channels:
-        fail(e, warp, BAD_CHANNEL, channel, h.num_channels)
-    return (own * h.world_size + rank) * h.num_channels + channel
+    own = warp_at(e, warp).rank
+    if path.via < 0 or path.via >= h.world_size or path.via // per_node != own // per_node:
+        fail(e, warp, NOT_REACHABLE, path.via, 0)
+    same_node = path.rank // per_node == path.via // per_node
+    if same_node or (h.rails and path.rank % per_node != path.via % per_node):
+        fail(e, warp, NOT_REACHABLE, path.rank, 0)
+    if path.channel < 0 or path.channel >= h.num_channels:
+        fail(e, warp, BAD_CHANNEL, path.channel, h.num_channels)
+    return (path.via * h.world_size + path.rank) * h.num_channels + path.channel
 
 
 @inner
@@ -264,7 +286,7 @@ def await_rows(e: int, warp: int) -> None:
 
 @inner
 def write_local_row(e: int, warp: int, offset: int, transfer: int, num_bytes: int) -> None:
-    """Write the row in a transfer's slot to the own window; the registers of the warp are its source."""
+    """Write the row in a transfer's slot, the registers of the warp, to the own window."""
     t = transfer_at(e, transfer)
     check_window(e, warp, warp_at(e, warp).rank, offset, num_bytes)
     own = warp_at(e, warp).rank

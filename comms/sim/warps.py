@@ -1,8 +1,8 @@
 """What a warp can do besides moving bytes: pass time, wait, synchronise, release.
 
-These run on the warp's fiber. Each takes the address of the running context, from which engine and warp follow.
+These run on the warp's fiber. Each takes the address of the running context, from which engine and
+warp follow.
 """
-
 
 from comms.compiling import inner
 from comms.fiber import switch
@@ -89,7 +89,9 @@ def wait_ge(e: int, warp: int, offset: int, value: int, line: int) -> None:
 
 
 @inner
-def wait_any(e: int, warp: int, offset: int, stride: int, values: int, count: int, line: int) -> int:
+def wait_any(
+    e: int, warp: int, offset: int, stride: int, values: int, count: int, line: int
+) -> int:
     """Poll `count` words, `stride` bytes apart, until one is at least its value; return its index.
 
     `values` is the local address of `count` int64 values.
@@ -131,7 +133,7 @@ def open_barrier(e: int, block: int) -> None:
 
 @inner
 def block_sync(e: int, warp: int, line: int) -> None:
-    """Wait for the other warps of the block; their earlier writes count as this warp's from here on."""
+    """Wait for the other warps of the block; releases then cover their earlier writes."""
     w = warp_at(e, warp)
     pay(e, warp, 0)
     b = block_at(e, w.block)
@@ -169,7 +171,7 @@ def fence(e: int, warp: int) -> None:
 
 @inner
 def finish(e: int, warp: int) -> None:
-    """End the warp; the launch ends on its rank with the last warp and the last acknowledged write."""
+    """End the warp; its rank's launch ends with the last warp and the last acknowledged write."""
     w = warp_at(e, warp)
     pay(e, warp, 0)
     w.state = DONE

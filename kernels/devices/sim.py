@@ -1,5 +1,6 @@
 """The simulated device: a whole world in this process, its kernels in virtual time."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,8 @@ class SimDevice:
         shape = world.shape
         if shape.num_sms > world.fabric.num_sms:
             raise UsageError(
-                f"num_sms must be at most {world.fabric.num_sms} on {world.fabric.gpu}, got {shape.num_sms}"
+                f"num_sms must be at most {world.fabric.num_sms} on {world.fabric.gpu}, "
+                f"got {shape.num_sms}"
             )
         self.protocol = protocol
         self.world = world
@@ -86,10 +88,17 @@ class SimDevice:
     def _options(self, ops: Sequence[Op], judged: Mapping[str, int]) -> Options:
         shape = self.world.shape
         rows = (shape.dispatch_row, shape.combine_row)
+        most = self._settings.get("max_copy_bytes", 0)
+        channels = self._settings.get("num_channels", shape.num_sms)
+        assert isinstance(most, int)
+        assert isinstance(channels, int)
+        row_bytes = max(row.stride_bytes for row in rows)
+        # Beside rows, kernels copy their counts: up to two int32 for each expert or rank.
+        counts_bytes = 8 * (shape.experts_per_rank * shape.world_size + 4)
         return Options(
-            slot_bytes=max(*(row.stride_bytes for row in rows), 16 * shape.world_size, 8 * shape.num_topk, 4096),
+            slot_bytes=max(row_bytes, counts_bytes, 8 * shape.num_topk, most),
             transfers_per_warp=shape.num_topk + 4,
-            num_channels=self._settings.get("num_channels", shape.num_sms),
+            num_channels=channels,
             judged_after=judged,
             skew_ps=self.world.skew_ps,
         )
@@ -101,7 +110,7 @@ class SimDevice:
         num_warps = self._num_warps or launch.num_warps
         if launch.name not in self._entries:
             self._entries[launch.name] = sim_entry(launch.kernel, launch.params)
-        common = {
+        common: dict[str, int | str] = {
             "world_size": shape.world_size,
             "ranks_per_node": shape.ranks_per_node,
             "num_sms": num_blocks,
@@ -111,12 +120,17 @@ class SimDevice:
             "cached": int(form == "cached"),
             "x_row_bytes": shape.dispatch_row.stride_bytes,
             "y_row_bytes": shape.combine_row.stride_bytes,
+            "x_row_full_bytes": shape.dispatch_row.full_bytes,
+            "y_row_full_bytes": shape.combine_row.full_bytes,
+            "rails": int(self.world.fabric.cross_rail == "forbidden"),
             **self._settings,
         }
         rows = []
         for rank in range(shape.world_size):
             own = {"rank": rank, "num_tokens": int(self.world.num_tokens[rank])}
-            rows.append([self._value(name, {**common, **own}, rank) for name in launch.params._fields])
+            rows.append(
+                [self._value(name, {**common, **own}, rank) for name in launch.params._fields]
+            )
         return Launch(
             name=launch.name,
             entry=self._entries[launch.name].address,
@@ -124,20 +138,24 @@ class SimDevice:
             num_warps=num_warps,
             params=np.array(rows, np.int64),
             row_bytes=(row.stride_bytes, row.full_bytes),
-            source=launch.kernel.__code__.co_filename,
+            source=inspect.getsourcefile(launch.kernel) or "",
         )
 
-    def _value(self, name: str, values: Mapping[str, int], rank: int) -> int:
+    def _value(self, name: str, values: Mapping[str, int | str], rank: int) -> int:
         if name in values:
-            return values[name]
+            value = values[name]
+            return self.windows.layout[value].offset if isinstance(value, str) else value
         regions = self.windows.layout.regions
+        alias = values.get(name.removesuffix("_addr"))
+        if isinstance(alias, str):
+            return self.windows.base(rank) + regions[alias].offset
         if name in regions:
             return regions[name].offset
         if name.endswith("_addr") and name.removesuffix("_addr") in regions:
             return self.windows.base(rank) + regions[name.removesuffix("_addr")].offset
         raise UsageError(
-            f"kernel {self.protocol.kernel} asks for parameter {name}, which is neither a size, a setting, "
-            "a region nor a region's address"
+            f"kernel {self.protocol.kernel} asks for parameter {name}, "
+            "which is neither a size, a setting, a region nor a region's address"
         )
 
     def poison(self, names: Sequence[str], num_rows: npt.NDArray[np.int64]) -> None:

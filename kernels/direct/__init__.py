@@ -6,11 +6,15 @@ from kernels.direct.dispatch import DispatchParams, dispatch
 from kernels.protocol import Form, KernelLaunch, Op, Protocol
 from kernels.shape import Shape
 
-#: Warps of a block: enough bytes in flight to fill an SM's copy rate, within 64 warps and their registers.
+#: Warps of a block: enough bytes in flight to fill an SM's copy rate, within 64 warps and their
+#: registers.
 DISPATCH_WARPS, PULL_WARPS, PUSH_WARPS, REDUCE_WARPS = 16, 24, 8, 8
-#: Rows that a pusher sends to one source before it releases them: a release waits for an acknowledgement.
+#: Rows that a pusher sends to one source before it releases them: a release waits for an
+#: acknowledgement.
 CHUNK_ROWS = 1
-_NO_PATH = "needs a NIC path from every GPU to every other node's, which cross_rail = forbidden rules out"
+_NO_PATH = (
+    "needs a NIC path from every GPU to every other node's, which cross_rail = forbidden rules out"
+)
 
 
 def regions(shape: Shape) -> dict[str, int]:
@@ -77,7 +81,11 @@ _DISPATCH = KernelLaunch("dispatch", dispatch, DispatchParams, DISPATCH_WARPS)
 
 
 def _pull_launches(op: Op, form: Form) -> tuple[KernelLaunch, ...]:
-    return (_DISPATCH if op == "dispatch" else KernelLaunch("combine", combine_pull, PullParams, PULL_WARPS),)
+    return (
+        _DISPATCH
+        if op == "dispatch"
+        else KernelLaunch("combine", combine_pull, PullParams, PULL_WARPS),
+    )
 
 
 def _push_launches(op: Op, form: Form) -> tuple[KernelLaunch, ...]:

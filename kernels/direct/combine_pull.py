@@ -1,13 +1,16 @@
-"""`direct` combine by pull: each rank reads its tokens' rows where they are and adds them in registers.
+"""`direct` combine by pull: each rank reads its tokens' rows and adds them in registers.
 
-Grid: `num_sms` blocks of `num_warps` warps; worker w = sm * num_warps + warp owns an even, contiguous share of the
-rank's tokens. Where each token's rows are was kept by dispatch in `send_*`, in ascending order of ranks.
+Grid: `num_sms` blocks of `num_warps` warps; worker w = sm * num_warps + warp owns an even,
+contiguous share of the rank's tokens. Where each token's rows are was kept by dispatch in `send_*`,
+in ascending order of ranks.
 
-Block 0 adds 1 to `ready[rank]` of every rank (release): the rows `y` of this rank may be read. Every block acquires
-`ready` of all ranks, reduces its tokens into `out`, and adds 1 to `read` of every rank (release). Block 0 acquires
-`read` of its own rank, R x num_sms an epoch: nobody reads `y` any more, the kernel may end and `y` be overwritten.
+Block 0 adds 1 to `ready[rank]` of every rank (release): the rows `y` of this rank may be read.
+Every block acquires `ready` of all ranks, reduces its tokens into `out`, and adds 1 to `read` of
+every rank (release). Block 0 acquires `read` of its own rank, R x num_sms an epoch: nobody reads
+`y` any more, the kernel may end and `y` be overwritten.
 
-It cannot deadlock: `ready` is sent before anything is waited for, `read` after waiting for `ready` only.
+It cannot deadlock: `ready` is sent before anything is waited for, `read` after waiting for `ready`
+only.
 """
 
 from typing import NamedTuple
@@ -20,7 +23,7 @@ WAITING, REDUCING, ENDING = range(4, 7)
 
 
 class PullParams(NamedTuple):
-    """Parameters of `combine_pull`; fields named after regions are their offsets, `_addr` their addresses."""
+    """Parameters of `combine_pull`: a region's name is its offset, with `_addr` its address."""
 
     rank: int
     world_size: int

@@ -1,19 +1,21 @@
-"""`direct` combine by push: each rank sends rows back to their sources, which add them as they come.
+"""`direct` combine by push: each rank sends rows back to their sources, which add them.
 
-Grid: `num_sms` blocks; in each the first `num_push_warps` warps push and the others reduce. The rows that this rank holds
-of a source s are cut into chunks of `chunk_rows`, and pusher m = sm * num_push_warps + warp takes chunks m, m + M, ... (M
-pushers), so that rows arrive everywhere in about the order of the source's tokens; reducers take tokens in the same way.
-Rows land in `stage` of s, ordered by (rank that held them, source token), so a token's rows have fixed slots there.
+Grid: `num_sms` blocks; in each the first `num_push_warps` warps push and the others reduce. The
+rows that this rank holds of a source s are cut into chunks of `chunk_rows`, and pusher m = sm *
+num_push_warps + warp takes chunks m, m + M, ... (M pushers), so that rows arrive everywhere in
+about the order of the source's tokens; reducers take tokens in the same way. Rows land in `stage`
+of s, ordered by (rank that held them, source token), so a token's rows have fixed slots there.
 
-Block 0 adds 1 to `ready[rank]` of every rank (release): the `stage` of this rank is free. Pushers acquire `ready[s]`
-before they first write to s. After every chunk a pusher adds 1 to `progress[rank][m]` of s (release; by the network a
-signal of channel m); its last add of an epoch makes up 2^32, so an epoch starts at (epoch - 1) * 2^32 whatever the routing
-was. Reducers acquire the `progress` of each row they need, add in ascending order of ranks and write `out`. Each block
-then adds 1 to `taken` of every rank (release); block 0 acquires `taken` of its own rank, R x num_sms an epoch: all pushes
-have been received, `y` may be overwritten.
+Block 0 adds 1 to `ready[rank]` of every rank (release): the `stage` of this rank is free. Pushers
+acquire `ready[s]` before they first write to s. After every chunk a pusher adds 1 to
+`progress[rank][m]` of s (release; by the network a signal of channel m); its last add of an epoch
+makes up 2^32, so an epoch starts at (epoch - 1) * 2^32 whatever the routing was. Reducers acquire
+the `progress` of each row they need, add in ascending order of ranks and write `out`. Each block
+then adds 1 to `taken` of every rank (release); block 0 acquires `taken` of its own rank, R x
+num_sms an epoch: all pushes have been received, `y` may be overwritten.
 
-It cannot deadlock: `ready` is sent before anything is waited for; pushers wait for `ready` only; reducers wait for
-pushers only, which are resident at the same time; `taken` is waited for last.
+It cannot deadlock: `ready` is sent before anything is waited for; pushers wait for `ready` only;
+reducers wait for pushers only, which are resident at the same time; `taken` is waited for last.
 """
 
 from typing import NamedTuple
@@ -27,7 +29,7 @@ EPOCH = 1 << 32
 
 
 class PushParams(NamedTuple):
-    """Parameters of `combine_push`; fields named after regions are their offsets, `_addr` their addresses."""
+    """Parameters of `combine_push`: a region's name is its offset, with `_addr` its address."""
 
     rank: int
     world_size: int
@@ -69,7 +71,9 @@ def combine_push(p: PushParams) -> None:
     else:
         isa.mark(REDUCING)
         num_reducers = p.num_warps - p.num_push_warps
-        reduce_tokens(p, sm * num_reducers + warp - p.num_push_warps, p.num_sms * num_reducers, epoch)
+        reduce_tokens(
+            p, sm * num_reducers + warp - p.num_push_warps, p.num_sms * num_reducers, epoch
+        )
 
     isa.mark(ENDING)
     isa.block_sync()
@@ -119,7 +123,7 @@ class RowSpan(NamedTuple):
 
     row: int
     slot: int
-    count: int
+    num_rows: int
 
 
 def send_chunk(p: PushParams, source: int, span: RowSpan, channel: int) -> None:
@@ -127,11 +131,11 @@ def send_chunk(p: PushParams, source: int, span: RowSpan, channel: int) -> None:
     stage = p.stage + span.slot * p.y_row_bytes
     y_addr = p.y_addr + span.row * p.y_row_bytes
     if is_same_node(p.rank, source, p.ranks_per_node):
-        for index in range(span.count):
+        for index in range(span.num_rows):
             at = index * p.y_row_bytes
             isa.copy_row(source, stage + at, y_addr + at, p.y_row_bytes)
-    elif span.count > 0:
-        isa.put_row(source, stage, y_addr, span.count * p.y_row_bytes, channel)
+    elif span.num_rows > 0:
+        isa.put_row(source, stage, y_addr, span.num_rows * p.y_row_bytes, channel)
 
 
 def reduce_tokens(p: PushParams, reducer: int, num_reducers: int, epoch: int) -> None:
@@ -149,7 +153,9 @@ def reduce_tokens(p: PushParams, reducer: int, num_reducers: int, epoch: int) ->
             chunk = place // p.chunk_rows
             flag = p.progress + 8 * (peer * num_pushers + chunk % num_pushers)
             isa.wait_ge(flag, (epoch - 1) * EPOCH + chunk // num_pushers + 1)
-            isa.store_i32(slots + 4 * index, isa.load_i32(own_counts + 4 * (p.world_size + peer)) + place)
+            isa.store_i32(
+                slots + 4 * index, isa.load_i32(own_counts + 4 * (p.world_size + peer)) + place
+            )
         isa.reduce_rows(
             p.out_addr + token * p.y_row_bytes, RowList(num_rows, 0, slots, p.stage, p.y_row_bytes)
         )

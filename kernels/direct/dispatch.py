@@ -1,23 +1,25 @@
 """`direct` dispatch: one hop, each row written once, into its final place at its destination.
 
-Grid: `num_sms` blocks of `num_warps` warps; all of them send. Worker w = sm * num_warps + warp owns an even, contiguous
-share of the rank's tokens.
+Grid: `num_sms` blocks of `num_warps` warps; all of them send. Worker w = sm * num_warps + warp owns
+an even, contiguous share of the rank's tokens.
 
-Fresh: each worker counts its tokens by destination and its block adds 1 to `counted` (own rank). Block 0 waits for
-`counted`, sums the workers' counts, writes the sums and where this rank's rows begin in a peer's order of ranks to
-`counts[rank]` of every rank, then adds 1 to `hello[rank]` there (release). `hello[s]` says two things: the counts of
-rank s are here, and rank s has entered this epoch, so whoever used its `recv_x` before is done (a grant).
-Every block acquires `hello` of all ranks. A worker's first row at rank d is then the sum of `counts[s][d]` of the
-ranks s below its own and of the counts of the workers before it, so all rows of all ranks have their places.
-Cached: places are read from the last fresh run's `send_*`; `hello` is the grant alone.
+Fresh: each worker counts its tokens by destination and its block adds 1 to `counted` (own rank).
+Block 0 waits for `counted`, sums the workers' counts, writes the sums and where this rank's rows
+begin in a peer's order of ranks to `counts[rank]` of every rank, then adds 1 to `hello[rank]` there
+(release). `hello[s]` says two things: the counts of rank s are here, and rank s has entered this
+epoch, so whoever used its `recv_x` before is done (a grant). Every block acquires `hello` of all
+ranks. A worker's first row at rank d is then the sum of `counts[s][d]` of the ranks s below its own
+and of the counts of the workers before it, so all rows of all ranks have their places. Cached:
+places are read from the last fresh run's `send_*`; `hello` is the grant alone.
 
-Each block ends by adding 1 to `done` of every rank (release; by the network a signal of channel sm covers that
-block's puts). Block 0 acquires `done` of its own rank, R x num_sms an epoch: all rows are here, the kernel may end.
+Each block ends by adding 1 to `done` of every rank (release; by the network a signal of channel sm
+covers that block's puts). Block 0 acquires `done` of its own rank, R x num_sms an epoch: all rows
+are here, the kernel may end.
 
-It cannot deadlock: `counted` is added before anything is waited for; `hello` is sent after waiting for `counted` of the
-own rank only; `done` is sent after waiting for `hello` only. Blocks must be resident together.
-Memory is not reused early: a peer writes `counts` again only after it has acquired `done`, which every block of this
-rank adds after it has read them.
+It cannot deadlock: `counted` is added before anything is waited for; `hello` is sent after waiting
+for `counted` of the own rank only; `done` is sent after waiting for `hello` only. Blocks must be
+resident together. Memory is not reused early: a peer writes `counts` again only after it has
+acquired `done`, which every block of this rank adds after it has read them.
 """
 
 from typing import NamedTuple
@@ -30,7 +32,7 @@ COUNTING, EXCHANGING, SENDING, ENDING = range(4)
 
 
 class DispatchParams(NamedTuple):
-    """Parameters of `dispatch`; fields named after regions are their offsets, `_addr` their addresses."""
+    """Parameters of `dispatch`: a region's name is its offset, with `_addr` its address."""
 
     rank: int
     world_size: int
@@ -78,7 +80,9 @@ def dispatch(p: DispatchParams) -> None:
 
     isa.mark(COUNTING)
     if not p.cached:
-        isa.count_ranks(topk_row(p, first), last - first, p.worker_counts_addr + worker * p.counts_row_bytes)
+        isa.count_ranks(
+            topk_row(p, first), last - first, p.worker_counts_addr + worker * p.counts_row_bytes
+        )
     isa.block_sync()
     if warp == 0:
         isa.fence_release()
@@ -96,7 +100,9 @@ def dispatch(p: DispatchParams) -> None:
     cursor = p.cursors_addr + worker * p.counts_row_bytes
     if not p.cached:
         isa.sum_rows(Matrix(p.counts_addr, p.world_size, p.counts_row_bytes), p.rank, 0, cursor)
-        isa.sum_rows(Matrix(p.worker_counts_addr, p.world_size, p.counts_row_bytes), worker, cursor, cursor)
+        isa.sum_rows(
+            Matrix(p.worker_counts_addr, p.world_size, p.counts_row_bytes), worker, cursor, cursor
+        )
     for token in range(first, last):
         send_token(p, token, cursor, sm)
 
@@ -143,7 +149,7 @@ def say_hello(p: DispatchParams, warp: int, epoch: int) -> None:
 
 
 def write_bases(p: DispatchParams) -> None:
-    """Write `recv_counts`, and to `bases` where each source's rows begin here and this rank's at each peer."""
+    """Write `recv_counts`, and where each source's rows begin here and ours at each peer."""
     begin = 0
     for source in range(p.world_size):
         count = isa.load_i32(p.counts_addr + source * p.counts_row_bytes + 4 * p.rank)

@@ -1,19 +1,22 @@
 """The instruction set: what a kernel may do, once for all devices.
 
-A kernel is a plain function `kernel(p)` of a named tuple of int64 and calls these functions as `isa.name(...)`.
-Binding it to a device replaces this module by the device's. The functions here are the specification; calling one
-is an error.
+A kernel is a plain function `kernel(p)` of a named tuple of int64 and calls these functions as
+`isa.name(...)`. Binding it to a device replaces this module by the device's. The functions here are
+the specification; calling one is an error.
 
-All values are int64. A kernel runs once per warp: `sm_id()` and `warp_id()` say which. Remote memory is named
-(rank, offset in the symmetric window); local memory is an address. In `p` a field named after a region is its offset,
-and with `_addr` appended its address on this rank. Flags are 8-byte words of the window.
+All values are int64. A kernel runs once per warp: `sm_id()` and `warp_id()` say which. Remote
+memory is named (rank, offset in the symmetric window); local memory is an address. In `p` a field
+named after a region is its offset, and with `_addr` appended its address on this rank. Flags are
+8-byte words of the window.
 
-Ordering: a release covers the earlier writes of this warp, and those of the warps it has synchronised with by
-`block_sync`. A row or word becomes readable when it arrives, not when it is issued, and two relaxed writes may arrive
-in either order. Waits are acquires. Every wait ends: by its condition, or by a report of what it waited for.
+Ordering: a release covers the earlier writes of this warp, and those of the warps it has
+synchronised with by `block_sync`. A row or word becomes readable when it arrives, not when it is
+issued, and two relaxed writes may arrive in either order. Waits are acquires. Every wait ends: by
+its condition, or by a report of what it waited for.
 
-Rows are what the model's data is made of and may be simulated by a prefix; `num_bytes` of a row instruction is a
-multiple of the row stride. Bytes (`copy_bytes`, `put_bytes`) are counts and indices, and always whole.
+Rows are what the model's data is made of and may be simulated by a prefix; `num_bytes` of a row
+instruction is a multiple of the row stride. Bytes (`copy_bytes`, `put_bytes`) are counts and
+indices, and always whole.
 """
 
 from typing import NamedTuple, NoReturn
@@ -67,6 +70,21 @@ class Matrix(NamedTuple):
     addr: int
     num_columns: int
     row_bytes: int
+
+
+class ExpertLists(NamedTuple):
+    """Where a token's selections go: addresses of int32 experts and rows, float32 weights."""
+
+    experts_addr: int
+    rows_addr: int
+    weights_addr: int
+
+
+class Target(NamedTuple):
+    """A place in a rank's window."""
+
+    rank: int
+    offset: int
 
 
 def _unbound() -> NoReturn:
@@ -199,11 +217,12 @@ def reduce_rows(out_addr: int, rows: RowList) -> None:
 
 
 def reduce_rows_weighted(out_addr: int, rows: RowList, weights_addr: int) -> None:
-    """Add BF16 rows in FP32, each times its weight by `fma`, in order, and write the sum rounded to BF16.
+    """Add BF16 rows in FP32, each times its weight by `fma`, in order; write the sum as BF16.
 
     Args:
         out_addr: local address, in the window.
-        rows: the rows, on ranks of this node; the first is multiplied, the others are added by `fma`.
+        rows: the rows, on ranks of this node; the first is multiplied, the others are added by
+            `fma`.
         weights_addr: local address of float32 `weights[num_rows]`.
     """
     _unbound()
@@ -212,8 +231,8 @@ def reduce_rows_weighted(out_addr: int, rows: RowList, weights_addr: int) -> Non
 def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     """Write local rows to (rank, offset) on another node, asynchronously.
 
-    The source must stay as it is until the write has completed: until something that happens after a signal of the
-    same channel has been seen.
+    The source must stay as it is until the write has completed: until something that happens after
+    a signal of the same channel has been seen.
     """
     _unbound()
 
@@ -232,12 +251,15 @@ def put_signal(rank: int, offset: int, value: int, channel: int) -> None:
 
 
 def count_ranks(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
-    """Set int32 `counts[world_size]` to how many of the tokens from `topk` on have an expert at each rank."""
+    """Set int32 `counts[world_size]` to the tokens, from `topk` on, that go to each rank."""
     _unbound()
 
 
 def count_experts(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
-    """Set int32 `counts[world_size * experts_per_rank]` to each expert's selections by the tokens from `topk` on."""
+    """Count each expert's selections by the tokens from `topk` on.
+
+    Sets int32 `counts[world_size * experts_per_rank]`.
+    """
     _unbound()
 
 
@@ -256,12 +278,52 @@ def sum_rows(matrix: Matrix, num_rows: int, initial_addr: int, sums_addr: int) -
 def route(topk: TopkRow, cursor_addr: int, ranks_addr: int, rows_addr: int) -> int:
     """Find the distinct ranks of a token and take its next row at each.
 
-    Writes the ranks in ascending order to int32 `ranks`, and to int32 `rows` what int32 `cursor[rank]` was before one
-    was added to it.
+    Writes the ranks in ascending order to int32 `ranks`, and to int32 `rows` what int32
+    `cursor[rank]` was before one was added to it.
 
     Returns:
         Number of distinct ranks.
     """
+    _unbound()
+
+
+def route_experts(topk: TopkRow, cursor_addr: int, lists: ExpertLists) -> int:
+    """Take a token's next row at each of its experts.
+
+    Writes, for the selections that are not -1, in their order: the experts, what int32
+    `cursor[expert]` was before one was added to it, and the weights.
+
+    Returns:
+        Number of such selections.
+    """
+    _unbound()
+
+
+def scan(counts_addr: int, num_counts: int, begins_addr: int) -> None:
+    """Set int32 `begins[num_counts + 1]` to the sums of the counts before each, and of all."""
+    _unbound()
+
+
+def pause(nanoseconds: int) -> None:
+    """Let at least this much time pass."""
+    _unbound()
+
+
+def put_row_via(via: int, src_offset: int, target: Target, num_bytes: int, channel: int) -> None:
+    """Write rows from the window of `via`, a rank of this node, to another node by its NIC.
+
+    For models of libraries whose host threads drive the NICs; kernels for GPUs use `put_row`.
+    """
+    _unbound()
+
+
+def put_bytes_via(via: int, src_offset: int, target: Target, num_bytes: int, channel: int) -> None:
+    """Write bytes as `put_row_via` writes rows."""
+    _unbound()
+
+
+def put_signal_via(via: int, target: Target, value: int, channel: int) -> None:
+    """Add `value` to a flag of another node after earlier puts of (`via`, `channel`) there."""
     _unbound()
 
 

@@ -1,7 +1,7 @@
 """Binding: a kernel rebuilt so that `isa` is a device's instructions, and its helpers likewise.
 
-The kernel's source is parsed again, with the line number given to every instruction that waits, so that a report can
-name it on any device.
+The kernel's source is parsed again, with the line number given to every instruction that waits, so
+that a report can name it on any device.
 """
 
 import ast
@@ -34,7 +34,7 @@ class _AddLines(ast.NodeTransformer):
 
 
 @cache
-def bind(function: FunctionType, device: ModuleType, compiler: Callable[..., Any]) -> Any:
+def bind(function: Callable[..., Any], device: ModuleType, compiler: Callable[..., Any]) -> Any:
     """Return `function` compiled against a device's instructions.
 
     Args:
@@ -48,8 +48,11 @@ def bind(function: FunctionType, device: ModuleType, compiler: Callable[..., Any
     return compiler(rebuild(function, device, compiler))
 
 
-def rebuild(function: FunctionType, device: ModuleType, compiler: Callable[..., Any]) -> FunctionType:
+def rebuild(
+    function: Callable[..., Any], device: ModuleType, compiler: Callable[..., Any]
+) -> FunctionType:
     """Return `function` with its instructions and helpers replaced, not yet compiled."""
+    assert isinstance(function, FunctionType), f"{function} is not a plain function"
     definition, path = _parse(function)
     namespace = dict(function.__globals__)
     for name in function.__code__.co_names:
@@ -65,7 +68,7 @@ def rebuild(function: FunctionType, device: ModuleType, compiler: Callable[..., 
     return rebuilt
 
 
-def _parse(function: FunctionType) -> tuple[ast.FunctionDef, str]:
+def _parse(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str]:
     try:
         source = textwrap.dedent(inspect.getsource(function))
         path = inspect.getsourcefile(function) or ""
@@ -75,7 +78,7 @@ def _parse(function: FunctionType) -> tuple[ast.FunctionDef, str]:
         ) from error
     definition = ast.parse(source).body[0]
     assert isinstance(definition, ast.FunctionDef), f"{function.__name__} is not a plain function"
-    ast.increment_lineno(definition, function.__code__.co_firstlineno - 1)
+    ast.increment_lineno(definition, inspect.getsourcelines(function)[1] - 1)
     definition = _AddLines().visit(definition)
     definition.decorator_list = []
     definition.returns = None

@@ -1,11 +1,10 @@
 """Entries: what a fiber starts with, a compiled kernel that takes its parameters' address."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
-from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
@@ -46,7 +45,7 @@ def {name}(argument):
 _compile = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
-def sim_entry(kernel: FunctionType, params: type[Any]) -> Any:
+def sim_entry(kernel: Callable[[Any], None], params: type[Any]) -> Any:
     """Compile the entry of a kernel on the simulator.
 
     Args:
@@ -69,7 +68,8 @@ def sim_entry(kernel: FunctionType, params: type[Any]) -> Any:
         "warps": warps,
         "__name__": kernel.__module__,
     }
-    # Numba keeps compiled functions by name and file: the entry has a name of its own and the kernel's file.
+    # Numba keeps compiled functions by name and file: the entry has a name of its own and the
+    # kernel's file.
     name = f"{kernel.__name__}_on_sim"
     exec(compile(_ENTRY.format(name=name), str(path), "exec"), namespace)
     return cfunc(types.void(types.int64), cache=True)(namespace[name])

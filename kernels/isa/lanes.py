@@ -1,12 +1,12 @@
-"""What the 32 lanes of a warp do together in one instruction, for devices whose warps are one worker."""
+"""What a warp's 32 lanes do together, for devices whose warps are one worker."""
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-import numpy as np
 from comms.compiling import inner
 from comms.sim.state import as_pointer
 from kernels.isa import TopkRow
@@ -41,7 +41,7 @@ def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
 
 
 @inner
-def to_bf16(value: float) -> int:
+def to_bf16(value: float) -> Any:
     """Return the BF16 bits of an FP32 value, rounded to nearest even; any NaN becomes 0x7FFF."""
     bits = as_bits(value)
     if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
@@ -90,7 +90,7 @@ def i32_at(address: int, count: int) -> Any:
 
 @inner
 def distinct_ranks(topk: TopkRow, ranks_addr: int) -> int:
-    """Write the distinct ranks of a token in ascending order to int32 `ranks`; return their number."""
+    """Write a token's distinct ranks in ascending order to int32 `ranks`; return their number."""
     idx = i32_at(topk.idx_addr, topk.num_topk)
     ranks = i32_at(ranks_addr, topk.num_topk)
     count = 0

@@ -1,4 +1,4 @@
-"""The instruction set in virtual time: each instruction on the engine's fiber of the warp that runs it."""
+"""The instruction set in virtual time: each instruction runs on its warp's fiber."""
 
 import numpy as np
 from numba import carray
@@ -10,7 +10,6 @@ from comms.sim.ports import give_transfer
 from comms.sim.state import (
     ADD,
     HBM,
-    NVL_OUT,
     STORE,
     TOPK,
     as_pointer,
@@ -23,10 +22,10 @@ from comms.sim.state import (
     wire_bytes,
     word_at,
 )
-from kernels.isa import Matrix, RowList, TopkRow, lanes
+from kernels.isa import ExpertLists, Matrix, RowList, Target, TopkRow, lanes
 
 # Names that kernels use and that mean the same everywhere.
-__all__ = ["Matrix", "RowList", "TopkRow"]
+__all__ = ["ExpertLists", "Matrix", "RowList", "Target", "TopkRow"]
 
 
 @inner
@@ -118,13 +117,17 @@ def block_sync(line: int) -> None:
 @inner
 def copy_row(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
     e = this_engine()
-    transfers.copy(e, this_warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, this_rank(), num_bytes), 0)
+    transfers.copy(
+        e, this_warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, this_rank(), num_bytes), 0
+    )
 
 
 @inner
 def copy_row_bulk(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
     e = this_engine()
-    transfers.copy(e, this_warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, this_rank(), num_bytes), 1)
+    transfers.copy(
+        e, this_warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, this_rank(), num_bytes), 1
+    )
 
 
 @inner
@@ -176,7 +179,9 @@ def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
     for index in range(num_rows):
         rank = own if rows.ranks_addr == 0 else ranks[index]
         remote = remote or rank != own
-        transfer = transfers.request_row(e, warp, rank, rows.base + indices[index] * row_bytes, row_bytes)
+        transfer = transfers.request_row(
+            e, warp, rank, rows.base + indices[index] * row_bytes, row_bytes
+        )
         transfer_at(e, transfer).key = -1
         if first < 0:
             first = transfer
@@ -185,7 +190,8 @@ def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
         last = transfer
     transfers.await_rows(e, warp)
     if remote:
-        # A load of a remote row waits for the link in both directions, once for every bytes_in_flight.
+        # A load of a remote row waits for the link in both directions, once for every
+        # bytes_in_flight.
         rounds = (total + h.ldst_flight - 1) // h.ldst_flight
         ready = max(ready, begun + rounds * (h.ldst_load + 2 * h.nvl_latency))
     warps.sleep_until(e, warp, max(h.now, ready))
@@ -225,17 +231,22 @@ def reduce_rows_weighted(out_addr: int, rows: RowList, weights_addr: int) -> Non
 @inner
 def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     e = this_engine()
-    transfers.put(e, this_warp(), rank, offset, src_addr, num_bytes, wire_bytes(e, this_rank(), num_bytes), channel)
+    path = transfers.Path(this_rank(), rank, channel)
+    span = transfers.Span(src_addr, num_bytes, wire_bytes(e, this_rank(), num_bytes))
+    transfers.put(e, this_warp(), path, offset, span)
 
 
 @inner
 def put_bytes(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
-    transfers.put(this_engine(), this_warp(), rank, offset, src_addr, num_bytes, num_bytes, channel)
+    path = transfers.Path(this_rank(), rank, channel)
+    span = transfers.Span(src_addr, num_bytes, num_bytes)
+    transfers.put(this_engine(), this_warp(), path, offset, span)
 
 
 @inner
 def put_signal(rank: int, offset: int, value: int, channel: int) -> None:
-    transfers.put_signal(this_engine(), this_warp(), rank, offset, value, channel)
+    path = transfers.Path(this_rank(), rank, channel)
+    transfers.put_signal(this_engine(), this_warp(), path, offset, value)
 
 
 @inner
@@ -309,7 +320,73 @@ def route(topk: TopkRow, cursor_addr: int, ranks_addr: int, rows_addr: int) -> i
 
 
 @inner
+def route_experts(topk: TopkRow, cursor_addr: int, lists: ExpertLists) -> int:
+    _layout(this_engine(), 1)
+    idx = lanes.i32_at(topk.idx_addr, topk.num_topk)
+    weights = lanes.i32_at(topk.weights_addr, topk.num_topk)
+    experts = lanes.i32_at(lists.experts_addr, topk.num_topk)
+    rows = lanes.i32_at(lists.rows_addr, topk.num_topk)
+    out_weights = lanes.i32_at(lists.weights_addr, topk.num_topk)
+    cursor = lanes.i32_at(cursor_addr, topk.world_size * topk.experts_per_rank)
+    count = 0
+    for k in range(topk.num_topk):
+        if idx[k] >= 0:
+            experts[count], out_weights[count] = idx[k], weights[k]
+            rows[count] = cursor[idx[k]]
+            cursor[idx[k]] += 1
+            count += 1
+    return count
+
+
+@inner
+def scan(counts_addr: int, num_counts: int, begins_addr: int) -> None:
+    e = this_engine()
+    counts = lanes.i32_at(counts_addr, num_counts)
+    begins = lanes.i32_at(begins_addr, num_counts + 1)
+    total = 0
+    for index in range(num_counts):
+        count = counts[index]
+        begins[index] = total
+        total += count
+    begins[num_counts] = total
+    # Five shuffle steps for each 32 counts, after one load.
+    h = header(e)
+    warps.owe(e, this_warp(), h.l2 + 6 * ((num_counts + 31) // 32) * h.word_issue)
+
+
+@inner
+def pause(nanoseconds: int) -> None:
+    warps.pay(this_engine(), this_warp(), 1000 * nanoseconds)
+
+
+@inner
+def put_row_via(via: int, src_offset: int, target: Target, num_bytes: int, channel: int) -> None:
+    e = this_engine()
+    transfers.check_window(e, this_warp(), via, src_offset, num_bytes)
+    path = transfers.Path(via, target.rank, channel)
+    source = rank_at(e, via).base + src_offset
+    wire = wire_bytes(e, this_rank(), num_bytes)
+    transfers.put(e, this_warp(), path, target.offset, transfers.Span(source, num_bytes, wire))
+
+
+@inner
+def put_bytes_via(via: int, src_offset: int, target: Target, num_bytes: int, channel: int) -> None:
+    e = this_engine()
+    transfers.check_window(e, this_warp(), via, src_offset, num_bytes)
+    path = transfers.Path(via, target.rank, channel)
+    source = rank_at(e, via).base + src_offset
+    transfers.put(e, this_warp(), path, target.offset, transfers.Span(source, num_bytes, num_bytes))
+
+
+@inner
+def put_signal_via(via: int, target: Target, value: int, channel: int) -> None:
+    path = transfers.Path(via, target.rank, channel)
+    transfers.put_signal(this_engine(), this_warp(), path, target.offset, value)
+
+
+@inner
 def load_i32(addr: int) -> int:
+    warps.owe(this_engine(), this_warp(), header(this_engine()).word_issue)
     return lanes.i32_at(addr, 1)[0]
 
 
