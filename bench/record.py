@@ -28,7 +28,7 @@ class Bytes(msgspec.Struct, frozen=True):
 
     Attributes:
         logical: every (token, destination rank) copy without padding, the own rank included.
-        logical_rdma: the part of `logical` whose destination is on another node.
+        logical_rdma: every (token, distinct node) copy without padding, the own node included.
         local: physical bytes to the own rank.
         nvlink: physical bytes between GPUs of a node, forwarding included.
         rdma: physical bytes between nodes, after deduplication where the kernel forwards.

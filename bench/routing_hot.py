@@ -83,15 +83,14 @@ def hot_topk(gate: Gate, ratio: Fraction) -> list[npt.NDArray[np.int32]]:
         for tokens in token_batches(gate.num_tokens, slots):
             at = slice(rank * gate.num_tokens + tokens.start, rank * gate.num_tokens + tokens.stop)
             plain = tagged(random_rows(gate, rank, tokens, slots) >> np.uint64(2), ids)
+            # Experts that the last owner lacks come after all that it has.
             plain[:, gate.num_experts :] = _PLAIN
             owned = plain.reshape(-1, gate.num_owners, gate.experts_per_rank)
             # The best expert of a destination is taken in any case, so that the row exists.
             first = owned == owned.min(axis=2, keepdims=True)
             order = np.where(first, np.uint64(0), _CHOSEN)
             order = np.where(sends[at, :, None], order, _NOT_CHOSEN) | owned
-            keys = order.reshape(plain.shape)
-            keys[:, gate.num_experts :] = ~np.uint64(0)
-            kept = smallest(keys, gate.num_topk) & _PLAIN
+            kept = smallest(order.reshape(plain.shape), gate.num_topk) & _PLAIN
             kept.sort(axis=1)
             topk_idx[at] = ids_of(kept)
     return list(topk_idx.reshape(gate.world_size, gate.num_tokens, gate.num_topk))

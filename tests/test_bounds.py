@@ -30,9 +30,10 @@ Flows = Counter[tuple[str, int, int]]
 
 H800 = load_fabric("h800")
 REQUESTS = ReadRequests(request_bytes=16, span_bytes=128)
-COMBINATIONS = list(
-    product(("one_hop", "rail", "pxn"), ("rank", "selection"), ("dispatch", "combine"))
-)
+ROUTES: tuple[Route, ...] = ("one_hop", "rail", "pxn")
+GRANULARITIES: tuple[Granularity, ...] = ("rank", "selection")
+OPS: tuple[HalfOp, ...] = ("dispatch", "combine")
+COMBINATIONS = list(product(ROUTES, GRANULARITIES, OPS))
 
 
 def _shape(num_nodes: int, ranks_per_node: int, num_experts: int, num_topk: int) -> Shape:

@@ -5,6 +5,7 @@ that a report can name it on any device.
 """
 
 import ast
+import dis
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def rebuild(
     assert isinstance(function, FunctionType), f"{function} is not a plain function"
     definition, path = _parse(function)
     namespace = dict(function.__globals__)
-    for name in function.__code__.co_names:
+    for name in _global_names(function):
         value = namespace.get(name)
         if value is specification:
             namespace[name] = device
@@ -66,6 +67,12 @@ def rebuild(
     rebuilt: FunctionType = namespace[function.__name__]
     rebuilt.__module__ = function.__module__
     return rebuilt
+
+
+def _global_names(function: FunctionType) -> list[str]:
+    """Return the globals that a function reads; attributes of the same name are none."""
+    instructions = dis.get_instructions(function)
+    return list(dict.fromkeys(str(i.argval) for i in instructions if i.opname == "LOAD_GLOBAL"))
 
 
 def _parse(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str]:
