@@ -7,12 +7,19 @@ outputs poisoned first, so that the flags which one run leaves are met by the ne
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import cast
 
 import msgspec
 import numpy as np
 
-from bench.bounds import ByteTotals, HalfOp, PortBytes, ReadRequests, bound_us, byte_totals, port_bytes
+from bench.bounds import (
+    ByteTotals,
+    HalfOp,
+    PortBytes,
+    ReadRequests,
+    bound_us,
+    byte_totals,
+    port_bytes,
+)
 from bench.cases import CaseSpec, blank_case
 from bench.record import Bytes, Case, Check, Gbs, Sim, Status
 from bench.session import Ran, Session
@@ -98,7 +105,7 @@ class _Runner:
         return None
 
     def _run_case(self, op: Op, on_progress: Progress) -> Case:
-        halves: list[HalfOp] = ["dispatch", "combine"] if op == "pair" else [cast("HalfOp", op)]
+        halves: list[HalfOp] = ["dispatch", "combine"] if op == "pair" else [op]
         own = {half: self._ports(half, self._protocol) for half in halves}
         fabric = self._spec.fabric
         own_us = sum(bound_us(ports, fabric) for ports in own.values())
@@ -170,7 +177,9 @@ class _Runner:
         total = sum(list(own.values())[1:], start=next(iter(own.values())))
         rows = {"dispatch": shape.dispatch_row, "combine": shape.combine_row}
         row_bytes = sum(rows[op].logical_bytes for op in own)
-        most_rows = max(int(copies.sum(axis=0).max(initial=0)), int(copies.sum(axis=1).max(initial=0)))
+        most_rows = max(
+            int(copies.sum(axis=0).max(initial=0)), int(copies.sum(axis=1).max(initial=0))
+        )
         per_us = 1 / (1000 * time_us)
         return Gbs(
             logical=most_rows * row_bytes * per_us,

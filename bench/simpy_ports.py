@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comms.fabric import Fabric
 
 if TYPE_CHECKING:
-    from simpy import Environment, Event
-
     from bench.simpy_warps import Warp
 
+#: SimPy lets its clock be a float and an event's value be anything; here they are int and Transfer.
+Environment = Any
+Event = Any
 PS_PER_NS = 1000
 
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING
 
-from bench.simpy_ports import Costs, Transfer, cost
+from bench.simpy_ports import Costs, Environment, Event, Transfer, cost
 
-if TYPE_CHECKING:
-    from simpy import Environment, Event
-
-Steps = Generator["Event", object, None]
+Steps = Generator[Event, object, None]
 
 
 class Flag:
@@ -73,12 +69,11 @@ class Warp:
     def through_sm(self, num_bytes: int) -> int:
         """Reserve the SM's copy pipe; return how long until the bytes have passed it."""
         costs, block = self.costs, self.block
-        now = self.env.now + self.debt
-        begin = self.debt
-        self.debt = 0
+        delay, self.debt = self.debt, 0
+        now: int = self.env.now + delay
         block.copy_free = max(block.copy_free, now) + cost(num_bytes, costs.copy_mbps)
         rounds = -(-num_bytes // costs.flight_bytes)
-        return max(block.copy_free - now, costs.issue + rounds * costs.load) + begin
+        return max(block.copy_free - now, costs.issue + rounds * costs.load) + delay
 
     def acknowledged(self, transfer: Transfer, latency: int) -> None:
         """Account a write of this warp that has arrived; wake releases that waited for it."""

@@ -21,7 +21,6 @@ _ROOT = Path(__file__).resolve().parent.parent
 _KEPT = 8
 
 
-@cache
 def use_cache(extra_sources: tuple[Path, ...] = ()) -> Path:
     """Point Numba's cache at the folder of these sources; call before anything is compiled.
 
@@ -31,9 +30,17 @@ def use_cache(extra_sources: tuple[Path, ...] = ()) -> Path:
     Raises:
         UsageError: the folder cannot be written.
     """
+    folder = _folder(extra_sources)
+    numba.config.CACHE_DIR = str(folder)
+    return folder
+
+
+@cache
+def _folder(extra_sources: tuple[Path, ...]) -> Path:
     digest = hashlib.sha256()
-    sources = sorted(_ROOT.glob("comms/**/*.py")) + sorted(_ROOT.glob("kernels/**/*.py"))
-    for path in [*sources, *extra_sources]:
+    sources = {*_ROOT.glob("comms/**/*.py"), *_ROOT.glob("kernels/**/*.py")}
+    outside = {path.resolve() for path in extra_sources} - sources
+    for path in [*sorted(sources), *sorted(outside)]:
         digest.update(path.read_bytes())
     for package in ("numba", "llvmlite", "numpy"):
         digest.update(version(package).encode())
@@ -48,10 +55,14 @@ def use_cache(extra_sources: tuple[Path, ...] = ()) -> Path:
             f"compiled kernels are kept in {base}, which cannot be written ({error.strerror}); "
             "make it writable or run from a clone of your own"
         ) from error
-    for old in sorted(base.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT:]:
+    for old in sorted(base.iterdir(), key=_last_used, reverse=True)[_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
-    numba.config.CACHE_DIR = str(folder)
     return folder
+
+
+def _last_used(folder: Path) -> float:
+    used = folder / "used"
+    return (used if used.exists() else folder).stat().st_mtime
 
 
 #: Compiles a function that only compiled code calls. Division by zero is the caller's to exclude.

@@ -86,6 +86,7 @@ class NicConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     payload_gbs: Constant
     latency_ns: Constant
     queue_bytes: Constant
+    send_queue_requests: Constant
     post_ns: Constant
     message_ns: Constant
 

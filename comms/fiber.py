@@ -103,7 +103,7 @@ class Stacks:
     """Stacks for `num_fibers` fibers in one reserved mapping; pages are touched on use."""
 
     def __init__(self, num_fibers: int) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
         self._map = mmap.mmap(-1, (num_fibers + 1) * STACK_BYTES, flags=flags)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self.base = -(-start // STACK_BYTES) * STACK_BYTES

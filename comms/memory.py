@@ -1,7 +1,7 @@
 """Symmetric windows: named regions at equal offsets on every rank, reserved without touching."""
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ POISON = 0xFF
 
 def reserve(num_bytes: int) -> npt.NDArray[np.uint8]:
     """Return zeroed memory whose pages cost nothing until they are touched."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
     return np.frombuffer(mmap.mmap(-1, max(num_bytes, 1), flags=flags), np.uint8)
 
 
@@ -44,6 +44,9 @@ class Layout:
     def __getitem__(self, name: str) -> Region:
         return self.regions[name]
 
+    def __iter__(self) -> Iterator[Region]:
+        return iter(self.regions.values())
+
     def locate(self, offset: int) -> tuple[Region, int] | None:
         """Return the region an offset lies in and the distance from its start."""
         for region in self.regions.values():
@@ -59,6 +62,14 @@ class Layout:
         region, distance = found
         return f"{region.name}[{distance // 8}]"
 
+    def describe_outside(self, offset: int) -> str:
+        """Return where an offset outside of every region is, by the region that lies before it."""
+        before = [region for region in self if region.offset <= offset]
+        if not before:
+            return f"offset {offset} of its window"
+        region = before[-1]
+        return f"byte {offset - region.offset} of region {region.name} of {region.num_bytes} bytes"
+
 
 class Windows:
     """The windows of a world whose ranks all live in this process."""
@@ -70,6 +81,10 @@ class Windows:
     def base(self, rank: int) -> int:
         """Return the address of a rank's window."""
         return int(self._bytes[rank].ctypes.data)
+
+    def word(self, rank: int, offset: int) -> int:
+        """Return the int64 word at an offset of a rank's window."""
+        return int(self._bytes[rank, offset : offset + 8].view(np.int64)[0])
 
     def view(self, rank: int, name: str, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[Any]:
         """Return a region of a rank as a flat array that shares its memory."""

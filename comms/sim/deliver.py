@@ -25,6 +25,7 @@ from comms.sim.state import (
     REGION_BYTES,
     ROW,
     ROW_LATE,
+    SIGNAL,
     STORE,
     TOPK,
     WAIT_ANY,
@@ -138,13 +139,26 @@ def acknowledge(e: int, warp: int, generation: int, time: int) -> None:
 
 
 @inner
+def hold_signal(e: int, transfer: int) -> None:
+    """Keep a signal that has overtaken the puts it comes after until they have arrived."""
+    c = channel_at(e, transfer_at(e, transfer).key)
+    transfer_at(e, transfer).next = 0
+    if c.head == 0:
+        c.head = transfer + 1
+    else:
+        transfer_at(e, c.tail - 1).next = transfer + 1
+    c.tail = transfer + 1
+
+
+@inner
 def flush_signals(e: int, key: int) -> None:
     """Deliver the signals of a channel whose earlier puts have all arrived."""
     c = channel_at(e, key)
-    while c.head > 0 and transfer_at(e, c.head - 1).time <= c.arrived:
+    while c.head > 0 and transfer_at(e, c.head - 1).after <= c.arrived:
         signal = c.head - 1
         c.head = transfer_at(e, signal).next
-        deliver(e, signal)
+        change_word(e, signal)
+        give_transfer(e, signal)
 
 
 @inner
@@ -184,6 +198,13 @@ def deliver(e: int, transfer: int) -> None:
         if w.pending_reads == 0 and w.state == READS:
             wake(e, t.warp, now)
         return
+    if kind == SIGNAL:
+        if channel_at(e, t.key).arrived < t.after:
+            hold_signal(e, transfer)
+        else:
+            change_word(e, transfer)
+            give_transfer(e, transfer)
+        return
     if kind == FETCH_ADD:
         warp_at(e, t.warp).reply = word_at(base + t.offset)[0]
         change_word(e, transfer)
@@ -202,7 +223,9 @@ def deliver(e: int, transfer: int) -> None:
         else:
             change_word(e, transfer)
     if kind == PUT:
-        channel_at(e, t.key).arrived += 1
+        c = channel_at(e, t.key)
+        c.arrived += 1
+        c.arrived_at = now
     # No fence of a warp covers what it gave to the NIC, so nobody waits for an acknowledgement.
     if t.port != NIC_OUT:
         acknowledge(e, t.warp, t.generation, now + latency)

@@ -40,9 +40,9 @@ def prepare_stack(e: int, warp: int, entry: int, argument: int) -> None:
     h = header(e)
     context = h.stacks + (warp + 1) * h.stack_bytes - CONTEXT_BYTES
     # The seven words that ep_switch pops: r15 r14 r13 r12 (argument) rbx (entry) rbp, return
-    # address.
-    frame = context - 64
-    for index in range(8):
+    # address. They end at a multiple of 16, where ep_start begins.
+    frame = context - 72
+    for index in range(9):
         word_at(frame + 8 * index)[0] = 0
     word_at(frame + 24)[0] = argument
     word_at(frame + 32)[0] = entry
@@ -72,12 +72,13 @@ def begin_launch(e: int, rank: int) -> None:
         b.num_warps = b.live_warps = launch.num_warps
         b.arrived, b.num_fencing, b.old_outstanding, b.old_ack = 0, 0, 0, 0
         b.sync_head = b.sync_tail = b.fence_head = -1
-        b.copy_free = b.reduce_free = h.now
+        b.copy_free = b.reduce_free = b.words_at = h.now
         for index in range(launch.num_warps):
             warp = first + index
             w = warp_at(e, warp)
             w.rank, w.block, w.index = rank, block, index
             w.outstanding, w.last_ack, w.pending_reads, w.debt, w.stage = 0, 0, 0, 0, 0
+            w.line, w.unreleased = 0, 0
             prepare_stack(e, warp, launch.entry, argument)
             wake(e, warp, h.now)
     if r.live_warps == 0:

@@ -1,11 +1,12 @@
 """Links as queues: egress with admission, ingress with finite room, local memory.
 
-An egress port holds at most `limit` bytes; a transfer that does not fit stalls the warp that issues
-it, in order. What is admitted waits in a queue for its destination, and the port serves the
-destinations in turn. Before a transfer leaves, its room at the destination's ingress is reserved; a
-destination without room is passed over until some is freed, so one that is overrun fills the shared
-room of its senders and then stalls them: nothing is ever dropped. Read requests are small, travel
-on a channel of their own and are served first, by the same port.
+An egress port holds at most `limit` bytes, a NIC so many requests, whose data stays in memory; a
+transfer that does not fit stalls the warp that issues it, in order. What is admitted waits in a
+queue for its destination, and the port serves the destinations in turn. Before a transfer leaves,
+its room at the destination's ingress is reserved; a destination without room is passed over until
+some is freed, so one that is overrun fills the shared room of its senders and then stalls them:
+nothing is ever dropped. Read requests, fetch_adds and signals are small, travel on a channel of
+their own and are served first, by the same port.
 
 Each port carries a meter that knows nothing of the queues and checks the window law at every
 completion: bytes in a window <= cap x window + one transfer.
@@ -28,13 +29,13 @@ from comms.sim.state import (
     QUEUE,
     QUEUE_BYTES,
     READ_DATA,
-    READ_REQUEST,
     cost,
     header,
     move,
     port_at,
     record_at,
     transfer_at,
+    word_at,
 )
 
 
@@ -51,13 +52,30 @@ def take_transfer(e: int) -> int:
         h.error = POOL_EMPTY
         return 0
     h.fresh_transfer = transfer + 1
-    transfer_at(e, transfer).slot = h.payload + transfer * h.slot_bytes
     return transfer
 
 
 @inner
+def take_slot(e: int, transfer: int) -> None:
+    """Give a transfer memory of its own; only those need it whose source may change."""
+    h = header(e)
+    slot = h.free_slot
+    if slot == 0:
+        slot = h.payload + h.fresh_slot * h.slot_bytes
+        h.fresh_slot += 1
+    else:
+        h.free_slot = word_at(slot)[0]
+    transfer_at(e, transfer).slot = slot
+
+
+@inner
 def give_transfer(e: int, transfer: int) -> None:
-    """Return a transfer to the pool."""
+    """Return a transfer and its slot to the pools."""
+    slot = transfer_at(e, transfer).slot
+    if slot != 0:
+        word_at(slot)[0] = header(e).free_slot
+        header(e).free_slot = slot
+        transfer_at(e, transfer).slot = 0
     transfer_at(e, transfer).next = header(e).free_transfer
     header(e).free_transfer = transfer
 
@@ -96,11 +114,18 @@ def queue_at(e: int, queue: int) -> Any:
 
 
 @inner
+def room_of(port: int, num_bytes: int) -> int:
+    """Return what a transfer takes of its egress port's room: its bytes, at a NIC one request."""
+    return 1 if port % NUM_PORTS == NIC_OUT else num_bytes
+
+
+@inner
 def enqueue(e: int, port: int, transfer: int) -> None:
     """Append an admitted transfer to its destination's queue; local memory is the own rank's."""
     p = port_at(e, port)
     t = transfer_at(e, transfer)
-    p.queued += t.bytes
+    t.room = room_of(port, t.bytes)
+    p.queued += t.room
     t.next = -1
     world_size = header(e).world_size
     side = 1 if port % NUM_PORTS == NIC_OUT else 0
@@ -197,7 +222,7 @@ def leave(e: int, port: int, transfer: int) -> None:
         into.free_at = arrival
         arrive_at(e, ingress, transfer, arrival)
     p.busy = 1
-    p.service_bytes = 0 if t.kind == READ_REQUEST else t.bytes
+    p.service_bytes = t.room
     p.total_bytes += t.bytes
     meter(e, port, h.now + duration, cost(t.bytes, p.mbps))
     push(e, h.now + duration, EV_EGRESS, port)
@@ -212,7 +237,7 @@ def finish_service(e: int, port: int) -> None:
     while p.stalled_head >= 0:
         transfer = p.stalled_head
         t = transfer_at(e, transfer)
-        if p.queued > 0 and p.queued + t.bytes > p.limit:
+        if p.queued > 0 and p.queued + room_of(port, t.bytes) > p.limit:
             break
         p.stalled_head = t.next
         wake(e, t.warp, header(e).now)
@@ -242,9 +267,10 @@ def free_ingress(e: int, port: int, num_bytes: int) -> None:
 
 @inner
 def request(e: int, port: int, transfer: int) -> None:
-    """Send a read request by an egress port."""
+    """Send a read request, a fetch_add or a signal by an egress port; it takes no room there."""
     p = port_at(e, port)
-    transfer_at(e, transfer).next = -1
+    t = transfer_at(e, transfer)
+    t.next, t.room = -1, 0
     if p.request_head < 0:
         p.request_head = transfer
     else:
@@ -267,7 +293,8 @@ def post(e: int, port: int, transfer: int) -> bool:
     """Put a transfer into an egress queue; return False where its warp must stall first."""
     p = port_at(e, port)
     t = transfer_at(e, transfer)
-    if p.stalled_head < 0 and (p.queued == 0 or p.queued + t.bytes <= p.limit):
+    room = room_of(port, t.bytes)
+    if p.stalled_head < 0 and (p.queued == 0 or p.queued + room <= p.limit):
         enqueue(e, port, transfer)
         if p.busy == 0:
             serve(e, port)

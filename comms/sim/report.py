@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MOST_NAMED = 12
 
 _ERRORS = {
-    state.OUT_OF_BOUNDS: "accesses rank {a} at {place}, outside of every region",
+    state.OUT_OF_BOUNDS: "accesses rank {a} at {place}",
     state.TOO_LONG: "copies {a} bytes at once, more than the {b} that one instruction may move",
     state.NOT_REACHABLE: "addresses rank {a}, to which this instruction has no path "
     "(loads and stores reach the own node, puts reach other nodes along allowed rails)",
@@ -46,7 +46,9 @@ def describe_error(
     h = arrays["header"][0]
     warp = arrays["warps"][h["error_warp"]]
     text = _ERRORS[int(h["error"])]
-    sentence = text.format(a=h["error_a"], b=h["error_b"], place=layout.describe(int(h["error_b"])))
+    sentence = text.format(
+        a=h["error_a"], b=h["error_b"], place=layout.describe_outside(int(h["error_b"]))
+    )
     return f"{_launch(arrays, warp, launches).name}: {_where(warp, arrays)} {sentence}"
 
 
@@ -85,14 +87,10 @@ def _describe_warp(
 ) -> tuple[str, str]:
     warp = arrays["warps"][index]
     launch = _launch(arrays, warp, launches)
-    what = state.STATE_NAMES[int(warp["state"])]
     line = f"{launch.source}:{warp['line']}"
     if warp["state"] == state.WAIT_GE:
         offset = int(warp["wait_offset"])
-        region, distance = windows.layout.locate(offset) or (None, 0)
-        seen = (
-            windows.view(int(warp["rank"]), region.name, np.int64)[distance // 8] if region else "?"
-        )
+        seen = windows.word(int(warp["rank"]), offset)
         flag = windows.layout.describe(offset)
         what = f"{line} waits for {flag} >= {warp['wait_value']}, sees {seen}"
     elif warp["state"] == state.WAIT_ANY:
@@ -101,5 +99,6 @@ def _describe_warp(
     elif warp["state"] == state.BLOCK_SYNC:
         what = f"{line} waits for the other warps of its block"
     else:
-        what = f"waits for {what} after {line}"
+        after = f", after {line}" if warp["line"] else ""
+        what = f"waits for {state.STATE_NAMES[int(warp['state'])]}{after}"
     return _where(warp, arrays), what

@@ -15,28 +15,26 @@ from numba.extending import intrinsic
 from comms.compiling import inner
 
 #: Ports of a rank. The four links are the fabric's; `HBM` serves local copies in order, `HBM_DONE`
-#: and `L2` are where local row copies and local words wait until they are visible, `SIGNALS` is
-#: where a NIC's signals arrive.
-NVL_OUT, NVL_IN, NIC_OUT, NIC_IN, HBM, HBM_DONE, L2, SIGNALS, NUM_PORTS = range(9)
-PORT_NAMES = ("nvlink_out", "nvlink_in", "nic_out", "nic_in", "hbm", "hbm_done", "l2", "signals")
+#: and `L2` are where local row copies and local words wait until they are visible.
+NVL_OUT, NVL_IN, NIC_OUT, NIC_IN, HBM, HBM_DONE, L2, NUM_PORTS = range(8)
 
 #: States of a warp.
 IDLE, READY, WAIT_GE, WAIT_ANY, BLOCK_SYNC, FENCE, ADMIT, READS, REPLY, DONE = range(10)
 STATE_NAMES = (
-    "idle",
-    "ready",
-    "wait_ge",
-    "wait_any",
-    "block_sync",
-    "fence",
-    "a full queue",
-    "remote rows",
-    "fetch_add",
-    "done",
+    "its start",
+    "its turn",
+    "a flag",
+    "one of several flags",
+    "its block",
+    "acknowledgements",
+    "room in a full queue",
+    "the rows it reads",
+    "the reply to a fetch_add",
+    "nothing",
 )
 
 #: Kinds of a transfer.
-ROW, TOPK, STORE, ADD, FETCH_ADD, READ_REQUEST, READ_DATA, PUT, ROW_LATE = range(9)
+ROW, TOPK, STORE, ADD, FETCH_ADD, READ_REQUEST, READ_DATA, PUT, ROW_LATE, SIGNAL = range(10)
 
 #: Kinds of an event.
 EV_WARP, EV_EGRESS, EV_ARRIVE, EV_LAUNCH = range(4)
@@ -49,18 +47,17 @@ def _record(*fields: str) -> np.dtype[Any]:
     return np.dtype([(field, np.int64) for field in fields])
 
 
-#: Costs of one mechanism, as fields of the header.
 HEADER = _record(
     *("warps", "num_warps", "blocks", "num_blocks", "ports", "num_ports", "transfers"),
-    *("num_transfers", "payload", "heap", "heap_capacity", "heap_size", "buckets", "num_buckets"),
+    *("num_transfers", "payload", "heap", "heap_size", "buckets", "num_buckets"),
     *("ranks", "world_size", "launches", "num_launches", "params", "params_words", "pages"),
-    *("num_pages", "regions", "num_regions", "channels", "num_channels", "queues"),
+    *("num_pages", "regions", "channels", "num_channels", "queues"),
     *("main_context", "stacks", "stack_bytes", "start_address", "warps_per_rank"),
     *("rails", "scratch", "launch_starts", "launch_ends"),
     *("blocks_per_rank", "ranks_per_node", "memory", "window_bytes"),
     *("now", "seq", "events", "slice_end", "free_transfer", "fresh_transfer", "live_ranks"),
     *("error", "error_warp", "error_a", "error_b", "rows"),
-    *("slot_bytes",),
+    *("slot_bytes", "free_slot", "fresh_slot"),
     *("ldst_copy_mbps", "ldst_flight", "ldst_issue", "ldst_load"),
     *("bulk_copy_mbps", "bulk_flight", "bulk_issue", "bulk_load"),
     *("word_issue", "l2", "poll", "sync", "fence", "launch_gap", "reduce_mbps", "layout"),
@@ -70,7 +67,7 @@ HEADER = _record(
 WARP = _record(
     *("rank", "block", "index", "state", "wait_offset", "wait_value", "wait_count", "wait_stride"),
     *("poll_base", "line", "next", "outstanding", "last_ack", "pending_reads", "reply", "debt"),
-    *("stage", "context"),
+    *("unreleased", "stage", "context"),
 )
 BLOCK = _record(
     *(
@@ -85,6 +82,7 @@ BLOCK = _record(
         "generation",
     ),
     *("old_outstanding", "old_ack", "num_fencing", "fence_head", "copy_free", "reduce_free"),
+    *("words_at",),
 )
 PORT = _record(
     *("mbps", "latency", "limit", "queued", "head", "tail", "busy", "service_bytes", "free_at"),
@@ -94,7 +92,7 @@ PORT = _record(
 )
 TRANSFER = _record(
     *("kind", "next", "src_rank", "dst_rank", "offset", "offset2", "bytes", "num_bytes", "slot"),
-    *("source", "warp", "generation", "value", "key", "time", "port"),
+    *("source", "warp", "generation", "value", "key", "time", "port", "room", "after"),
 )
 RANK = _record(
     *("launch", "live_warps", "outstanding", "last_ack", "start", "end", "late", "any_head"),
@@ -102,7 +100,7 @@ RANK = _record(
 )
 LAUNCH = _record("entry", "num_blocks", "num_warps", "row_stride", "row_full")
 REGION = _record("offset", "num_bytes", "judged_after")
-CHANNEL = _record("posted", "arrived", "head", "tail")
+CHANNEL = _record("posted", "arrived", "arrived_at", "head", "tail")
 EVENT = _record("time", "seq", "code")
 BUCKET = _record("head", "tail")
 QUEUE = _record("head", "tail", "next", "port")

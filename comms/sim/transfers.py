@@ -8,10 +8,9 @@ it, and the SM's copy rate, which its warps share. Then it enters a queue. Remot
 from typing import NamedTuple
 
 from comms.compiling import inner
-from comms.sim.deliver import channel_at
-from comms.sim.ports import arrive_at, post, request, take_transfer
+from comms.sim.deliver import change_word, channel_at
+from comms.sim.ports import arrive_at, give_transfer, post, request, take_slot, take_transfer
 from comms.sim.state import (
-    ADD,
     ADMIT,
     BAD_CHANNEL,
     BAD_RANK,
@@ -33,8 +32,9 @@ from comms.sim.state import (
     REPLY,
     ROW,
     ROW_LATE,
-    SIGNALS,
+    SIGNAL,
     TOO_LONG,
+    TOPK,
     block_at,
     cost,
     header,
@@ -64,11 +64,20 @@ def check_window(e: int, warp: int, rank: int, offset: int, num_bytes: int) -> N
 
 
 @inner
+def check_slot(e: int, warp: int, num_bytes: int) -> None:
+    """Stop the engine unless one transfer can hold the bytes."""
+    if num_bytes < 0 or num_bytes > header(e).slot_bytes:
+        fail(e, warp, TOO_LONG, num_bytes, header(e).slot_bytes)
+
+
+@inner
 def port_to(e: int, warp: int, rank: int) -> int:
     """Return the port by which loads and stores of a warp leave for `rank`."""
     own = warp_at(e, warp).rank
     if rank == own:
         return HBM
+    if rank < 0 or rank >= header(e).world_size:
+        fail(e, warp, BAD_RANK, rank, 0)
     if rank // header(e).ranks_per_node != own // header(e).ranks_per_node:
         fail(e, warp, NOT_REACHABLE, rank, 0)
     return NVL_OUT
@@ -95,6 +104,8 @@ def issue(e: int, warp: int, transfer: int, kind: int) -> None:
     t = transfer_at(e, transfer)
     t.port = kind
     t.generation = block_at(e, w.block).generation
+    if t.kind in (ROW, ROW_LATE, TOPK):
+        w.unreleased |= 1 << (t.dst_rank & 63)
     w.outstanding += 1
     rank_at(e, w.rank).outstanding += 1
     if not post(e, w.rank * NUM_PORTS + kind, transfer):
@@ -132,8 +143,8 @@ def copy(
     t = transfer_at(e, transfer)
     t.source = source
     if not bulk:
-        if num_bytes > header(e).slot_bytes:
-            fail(e, warp, TOO_LONG, num_bytes, header(e).slot_bytes)
+        check_slot(e, warp, num_bytes)
+        take_slot(e, transfer)
         move(t.slot, source, num_bytes)
     t.bytes = 2 * wire if port == HBM else wire
     sleep_until(e, warp, through_sm(e, warp, wire, bulk))
@@ -174,23 +185,33 @@ def put(e: int, warp: int, path: Path, offset: int, span: Span) -> None:
 def put_signal(e: int, warp: int, path: Path, offset: int, value: int) -> None:
     """Add `value` to a flag on another node once the path's earlier puts have arrived.
 
-    A signal overtakes what other channels have queued.
+    A signal overtakes what the port has queued, and waits at its end for the puts of its path.
     """
-    transfer = new_transfer(e, warp, ADD, path.rank, offset, 8)
+    transfer = new_transfer(e, warp, SIGNAL, path.rank, offset, 8)
     t = transfer_at(e, transfer)
     t.value, t.key, t.port, t.src_rank = value, channel_key(e, warp, path), NIC_OUT, path.via
+    t.bytes = header(e).word_bytes
     pay(e, warp, header(e).nic_post)
-    c = channel_at(e, t.key)
-    if c.arrived >= c.posted:
-        arrival = header(e).now + header(e).nic_latency
-        arrive_at(e, path.rank * NUM_PORTS + SIGNALS, transfer, arrival)
-        return
-    t.time, t.next = c.posted, 0
-    if c.head == 0:
-        c.head = transfer + 1
-    else:
-        transfer_at(e, c.tail - 1).next = transfer + 1
-    c.tail = transfer + 1
+    t.after = channel_at(e, t.key).posted
+    request(e, path.via * NUM_PORTS + NIC_OUT, transfer)
+
+
+@inner
+def put_wait(e: int, warp: int, channel: int) -> None:
+    """Poll until the own NIC has been told that every put of a channel has arrived."""
+    h = header(e)
+    own = warp_at(e, warp).rank
+    if channel < 0 or channel >= h.num_channels:
+        fail(e, warp, BAD_CHANNEL, channel, h.num_channels)
+    told = h.now
+    for rank in range(h.world_size):
+        if rank // h.ranks_per_node == own // h.ranks_per_node:
+            continue
+        c = channel_at(e, (own * h.world_size + rank) * h.num_channels + channel)
+        while c.arrived < c.posted:
+            pay(e, warp, h.poll)
+        told = max(told, c.arrived_at + h.nic_latency)
+    sleep_until(e, warp, max(told, h.now + h.poll))
 
 
 @inner
@@ -211,22 +232,35 @@ def channel_key(e: int, warp: int, path: Path) -> int:
 
 @inner
 def write_word(e: int, warp: int, rank: int, offset: int, value: int, kind: int) -> None:
-    """Store or add a word at (rank, offset), relaxed."""
+    """Store or add a word at (rank, offset), relaxed.
+
+    Where rows to that rank are under way that a release should have covered, the word is seen at
+    once: of the orders that hardware may take, the one that shows the mistake.
+    """
     port = port_to(e, warp, rank)
+    pay(e, warp, 0)
     transfer = new_transfer(e, warp, kind, rank, offset, 8)
     t = transfer_at(e, transfer)
     t.value = value
+    w = warp_at(e, warp)
+    b = block_at(e, w.block)
     owe(e, warp, header(e).word_issue)
+    if w.outstanding == 0 and b.old_outstanding == 0:
+        w.unreleased = 0
+    if port == NVL_OUT and w.unreleased & (1 << (rank & 63)):
+        change_word(e, transfer)
+        give_transfer(e, transfer)
+        return
     if port == NVL_OUT:
         t.bytes = header(e).word_bytes
         issue(e, warp, transfer, NVL_OUT)
         return
-    w = warp_at(e, warp)
     t.port = L2
-    t.generation = block_at(e, w.block).generation
+    t.generation = b.generation
     w.outstanding += 1
     rank_at(e, w.rank).outstanding += 1
-    arrive_at(e, rank * NUM_PORTS + L2, transfer, header(e).now + header(e).l2)
+    b.words_at = header(e).now + header(e).l2
+    arrive_at(e, rank * NUM_PORTS + L2, transfer, b.words_at)
 
 
 @inner
@@ -254,13 +288,13 @@ def request_row(e: int, warp: int, rank: int, offset: int, num_bytes: int) -> in
     """Start to read a row at (rank, offset); return the transfer whose slot will hold it."""
     h = header(e)
     port = port_to(e, warp, rank)
-    if num_bytes > h.slot_bytes:
-        fail(e, warp, TOO_LONG, num_bytes, h.slot_bytes)
+    check_slot(e, warp, num_bytes)
     kind = READ_DATA if port == HBM else READ_REQUEST
     transfer = new_transfer(e, warp, kind, rank, offset, num_bytes)
     t = transfer_at(e, transfer)
     w = warp_at(e, warp)
     t.port = port
+    take_slot(e, transfer)
     t.bytes = t.value = wire_bytes(e, w.rank, num_bytes)
     if port == HBM:
         t.source = rank_at(e, rank).base + offset
@@ -285,22 +319,18 @@ def await_rows(e: int, warp: int) -> None:
 
 
 @inner
-def write_local_row(e: int, warp: int, offset: int, transfer: int, num_bytes: int) -> None:
-    """Write the row in a transfer's slot, the registers of the warp, to the own window."""
-    t = transfer_at(e, transfer)
-    check_window(e, warp, warp_at(e, warp).rank, offset, num_bytes)
-    own = warp_at(e, warp).rank
-    t.kind, t.src_rank, t.dst_rank = ROW, own, own
-    t.offset, t.num_bytes, t.bytes, t.warp = offset, num_bytes, wire_bytes(e, own, num_bytes), warp
-    issue(e, warp, transfer, HBM)
-
-
-@inner
 def load(e: int, warp: int, offset: int) -> int:
-    """Load a word of the own window, relaxed."""
-    check_window(e, warp, warp_at(e, warp).rank, offset, 8)
-    owe(e, warp, header(e).l2)
-    return word_at(rank_at(e, warp_at(e, warp).rank).base + offset)[0]
+    """Load a word of the own window, relaxed.
+
+    A block sees the words that it has stored here itself; a loop of loads lets others run.
+    """
+    w = warp_at(e, warp)
+    check_window(e, warp, w.rank, offset, 8)
+    if block_at(e, w.block).words_at >= header(e).now or w.debt > header(e).poll:
+        pay(e, warp, header(e).l2)
+    else:
+        owe(e, warp, header(e).l2)
+    return word_at(rank_at(e, w.rank).base + offset)[0]
 
 
 @inner

@@ -59,6 +59,13 @@ def owe(e: int, warp: int, picoseconds: int) -> None:
 
 
 @inner
+def settle(e: int, warp: int) -> None:
+    """Pay before something becomes observable, unless it is at most one L2 latency early."""
+    if warp_at(e, warp).debt > header(e).l2:
+        pay(e, warp, 0)
+
+
+@inner
 def fail(e: int, warp: int, error: int, a: int, b: int) -> None:
     """Stop the engine with an error of this warp; never returns to it."""
     h = header(e)
@@ -99,8 +106,8 @@ def wait_any(
     w = warp_at(e, warp)
     base = rank_at(e, w.rank).base + offset
     w.poll_base = header(e).now + w.debt
+    pay(e, warp, header(e).l2)
     while True:
-        pay(e, warp, header(e).l2)
         for index in range(count):
             if word_at(base + index * stride)[0] >= word_at(values + 8 * index)[0]:
                 return index
@@ -121,12 +128,15 @@ def open_barrier(e: int, block: int) -> None:
     b.generation += 1
     warp = b.sync_head
     b.sync_head = b.sync_tail = -1
+    unreleased = 0
     for index in range(b.num_warps):
         w = warp_at(e, b.first_warp + index)
         b.old_outstanding += w.outstanding
         b.old_ack = max(b.old_ack, w.last_ack)
+        unreleased |= w.unreleased
     while warp >= 0:
         after = warp_at(e, warp).next
+        warp_at(e, warp).unreleased = unreleased
         wake(e, warp, time)
         warp = after
 
@@ -156,6 +166,7 @@ def fence(e: int, warp: int) -> None:
     """Sleep until every write that a release by this warp covers has been acknowledged."""
     w = warp_at(e, warp)
     pay(e, warp, 0)
+    w.unreleased = 0
     b = block_at(e, w.block)
     earliest = header(e).now + header(e).fence
     if w.outstanding == 0 and b.old_outstanding == 0:

@@ -109,7 +109,8 @@ class SimDevice:
         num_blocks = shape.num_sms if launch.sms == "comm" else self.world.fabric.num_sms
         num_warps = self._num_warps or launch.num_warps
         if launch.name not in self._entries:
-            self._entries[launch.name] = sim_entry(launch.kernel, launch.params)
+            entry = sim_entry(launch.kernel, launch.params)  # type: ignore[arg-type]
+            self._entries[launch.name] = entry
         common: dict[str, int | str] = {
             "world_size": shape.world_size,
             "ranks_per_node": shape.ranks_per_node,

@@ -12,6 +12,8 @@ DISPATCH_WARPS, PULL_WARPS, PUSH_WARPS, REDUCE_WARPS = 16, 24, 8, 8
 #: Rows that a pusher sends to one source before it releases them: a release waits for an
 #: acknowledgement.
 CHUNK_ROWS = 1
+#: Likewise where some go by the network, whose puts and signals cost messages.
+NIC_CHUNK_ROWS = 2
 _NO_PATH = (
     "needs a NIC path from every GPU to every other node's, which cross_rail = forbidden rules out"
 )
@@ -35,13 +37,16 @@ def regions(shape: Shape) -> dict[str, int]:
         "counts": world * row,
         "own_counts": row,
         "worker_counts": workers * row,
+        "starts": workers * row,
         "cursors": workers * row,
+        "stage_begins": workers * row,
         "bases": row,
         "send_num": 4 * max(tokens, 1),
         "send_ranks": 4 * copies * max(tokens, 1),
         "send_rows": 4 * copies * max(tokens, 1),
         "slots": 4 * copies * workers,
-        "topk_stage": 8 * shape.num_topk * copies * max(tokens, 1),
+        "stage_idx": 4 * shape.num_topk * copies * max(tokens, 1),
+        "stage_weights": 4 * shape.num_topk * copies * max(tokens, 1),
         "stage": shape.combine_row.stride_bytes * copies * max(tokens, 1),
     }
 
@@ -52,8 +57,8 @@ def num_copies(shape: Shape) -> int:
 
 
 def counts_row_bytes(shape: Shape) -> int:
-    """Return the bytes of a rank's counts and their prefix sums, a multiple of 16."""
-    return -(-8 * shape.world_size // 16) * 16
+    """Return the bytes of a rank's counts and of the sums before each and of all, a multiple of 16."""
+    return -(-(8 * shape.world_size + 4) // 16) * 16
 
 
 def settings(shape: Shape) -> dict[str, int]:
@@ -62,7 +67,7 @@ def settings(shape: Shape) -> dict[str, int]:
         "num_copies": num_copies(shape),
         "counts_row_bytes": counts_row_bytes(shape),
         "num_push_warps": PUSH_WARPS,
-        "chunk_rows": CHUNK_ROWS,
+        "chunk_rows": CHUNK_ROWS if shape.num_nodes == 1 else NIC_CHUNK_ROWS,
         "num_channels": shape.num_sms * PUSH_WARPS,
     }
 

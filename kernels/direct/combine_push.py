@@ -94,8 +94,8 @@ def push_rows(p: PushParams, pusher: int, epoch: int) -> None:
     while num_left > 0:
         num_left = 0
         for turn in range(p.world_size):
-            # Every rank starts at another source, so that no source is everybody's first.
-            source = (p.rank + 1 + turn) % p.world_size
+            # Pushers start at different sources, so that all of a rank's links are busy at once.
+            source = (p.rank + 1 + pusher + turn) % p.world_size
             if step == 0:
                 isa.wait_ge(p.ready + 8 * source, epoch)
             row_counts = p.counts_addr + source * p.counts_row_bytes

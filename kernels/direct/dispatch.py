@@ -14,7 +14,11 @@ places are read from the last fresh run's `send_*`; `hello` is the grant alone.
 
 Each block ends by adding 1 to `done` of every rank (release; by the network a signal of channel sm
 covers that block's puts). Block 0 acquires `done` of its own rank, R x num_sms an epoch: all rows
-are here, the kernel may end.
+are here. Every block waits until its own puts have completed, so that `x` may be overwritten when
+the kernel ends.
+
+To another node a row is put by itself; the ids and weights of a worker's rows at a rank lie together
+and are put together, from `stage_*`, when the worker has sent its rows.
 
 It cannot deadlock: `counted` is added before anything is waited for; `hello` is sent after waiting
 for `counted` of the own rank only; `done` is sent after waiting for `hello` only. Blocks must be
@@ -57,12 +61,15 @@ class DispatchParams(NamedTuple):
     counts_addr: int
     own_counts_addr: int
     worker_counts_addr: int
+    starts_addr: int
     cursors_addr: int
+    stage_begins_addr: int
     bases_addr: int
     send_num_addr: int
     send_ranks_addr: int
     send_rows_addr: int
-    topk_stage_addr: int
+    stage_idx_addr: int
+    stage_weights_addr: int
     dispatch_epoch: int
     counted: int
     hello: int
@@ -97,14 +104,21 @@ def dispatch(p: DispatchParams) -> None:
         write_bases(p)
 
     isa.mark(SENDING)
-    cursor = p.cursors_addr + worker * p.counts_row_bytes
+    row = worker * p.counts_row_bytes
+    share = Share(
+        first, last, p.starts_addr + row, p.cursors_addr + row, p.stage_begins_addr + row, sm
+    )
     if not p.cached:
-        isa.sum_rows(Matrix(p.counts_addr, p.world_size, p.counts_row_bytes), p.rank, 0, cursor)
-        isa.sum_rows(
-            Matrix(p.worker_counts_addr, p.world_size, p.counts_row_bytes), worker, cursor, cursor
-        )
+        workers = Matrix(p.worker_counts_addr, p.world_size, p.counts_row_bytes)
+        counts = Matrix(p.counts_addr, p.world_size, p.counts_row_bytes)
+        isa.sum_rows(counts, p.rank, 0, share.starts)
+        isa.sum_rows(workers, worker, share.starts, share.starts)
+        isa.sum_rows(workers, 0, share.starts, share.cursor)
+        isa.scan(p.worker_counts_addr + row, p.world_size, share.stage_begins)
     for token in range(first, last):
-        send_token(p, token, cursor, sm)
+        send_token(p, token, share)
+    if p.world_size > p.ranks_per_node:
+        put_topk(p, share)
 
     isa.mark(ENDING)
     isa.block_sync()
@@ -113,6 +127,8 @@ def dispatch(p: DispatchParams) -> None:
         signal(p.rank, peer, p.ranks_per_node, p.done, 1, sm)
     if warp == 0:
         isa.store(p.rank, p.dispatch_epoch + 8 * sm, epoch)
+        if p.world_size > p.ranks_per_node:
+            isa.put_wait(sm)
         if sm == 0:
             isa.wait_ge(p.done, epoch * p.world_size * p.num_sms)
 
@@ -132,10 +148,8 @@ def say_hello(p: DispatchParams, warp: int, epoch: int) -> None:
             isa.wait_ge(p.counted, epoch * p.num_sms)
             workers = Matrix(p.worker_counts_addr, p.world_size, p.counts_row_bytes)
             isa.sum_rows(workers, p.num_sms * p.num_warps, 0, p.own_counts_addr)
-            begin = 0
-            for peer in range(p.world_size):
-                isa.store_i32(p.own_counts_addr + 4 * (p.world_size + peer), begin)
-                begin += isa.load_i32(p.own_counts_addr + 4 * peer)
+            begins = p.own_counts_addr + 4 * p.world_size
+            isa.scan(p.own_counts_addr, p.world_size, begins)
         isa.block_sync()
         for peer in range(warp, p.world_size, p.num_warps):
             row = p.counts + p.rank * p.counts_row_bytes
@@ -160,30 +174,67 @@ def write_bases(p: DispatchParams) -> None:
     isa.sum_rows(counts, p.rank, 0, p.bases_addr + 4 * p.world_size)
 
 
-def send_token(p: DispatchParams, token: int, cursor: int, channel: int) -> None:
-    """Send a token's row, ids and weights to each of its ranks."""
+class Share(NamedTuple):
+    """A worker's share: its tokens, and local addresses of its int32 tables by destination rank.
+
+    `starts` holds its first row at each rank, `cursor` its next, `stage_begins` the first of its staged selections.
+    """
+
+    first: int
+    last: int
+    starts: int
+    cursor: int
+    stage_begins: int
+    channel: int
+
+
+def send_token(p: DispatchParams, token: int, share: Share) -> None:
+    """Send a token's row, ids and weights to each of its ranks; by the network only its row."""
     ranks = p.send_ranks_addr + 4 * p.num_copies * token
     rows = p.send_rows_addr + 4 * p.num_copies * token
     topk = topk_row(p, token)
     if p.cached:
         num_ranks = isa.load_i32(p.send_num_addr + 4 * token)
     else:
-        num_ranks = isa.route(topk, cursor, ranks, rows)
+        num_ranks = isa.route(topk, share.cursor, ranks, rows)
         isa.store_i32(p.send_num_addr + 4 * token, num_ranks)
     for step in range(num_ranks):
         # Ranks and tokens start at different peers, so that no peer is everybody's first.
         index = (step + p.rank + token) % num_ranks
         peer = isa.load_i32(ranks + 4 * index)
         row = isa.load_i32(rows + 4 * index)
-        at = 4 * p.num_topk * row
         x_addr = p.x_addr + token * p.x_row_bytes
         if is_same_node(p.rank, peer, p.ranks_per_node):
+            at = 4 * p.num_topk * row
             isa.copy_topk(peer, p.recv_topk_idx + at, p.recv_topk_weights + at, topk)
             isa.copy_row(peer, p.recv_x + row * p.x_row_bytes, x_addr, p.x_row_bytes)
         else:
-            idx = p.topk_stage_addr + 8 * p.num_topk * (p.num_copies * token + index)
-            weights = idx + 4 * p.num_topk
-            isa.localize_topk(peer, idx, weights, topk)
-            isa.put_bytes(peer, p.recv_topk_idx + at, idx, 4 * p.num_topk, channel)
-            isa.put_bytes(peer, p.recv_topk_weights + at, weights, 4 * p.num_topk, channel)
-            isa.put_row(peer, p.recv_x + row * p.x_row_bytes, x_addr, p.x_row_bytes, channel)
+            at = (
+                4
+                * p.num_topk
+                * (staged(p, share, peer) + row - isa.load_i32(share.starts + 4 * peer))
+            )
+            isa.localize_topk(peer, p.stage_idx_addr + at, p.stage_weights_addr + at, topk)
+            isa.put_row(peer, p.recv_x + row * p.x_row_bytes, x_addr, p.x_row_bytes, share.channel)
+
+
+def staged(p: DispatchParams, share: Share, peer: int) -> int:
+    """Return the place in `stage_idx` of a worker's first selections for a rank."""
+    return p.num_copies * share.first + isa.load_i32(share.stage_begins + 4 * peer)
+
+
+def put_topk(p: DispatchParams, share: Share) -> None:
+    """Put the ids and weights of a worker's rows on other nodes: a worker's rows at a rank lie together."""
+    for turn in range(p.world_size):
+        peer = (p.rank + 1 + turn) % p.world_size
+        start = isa.load_i32(share.starts + 4 * peer)
+        count = isa.load_i32(share.cursor + 4 * peer) - start
+        if count > 0 and not is_same_node(p.rank, peer, p.ranks_per_node):
+            num_bytes = 4 * p.num_topk * count
+            into = 4 * p.num_topk * start
+            at = 4 * p.num_topk * staged(p, share, peer)
+            isa.put_bytes(
+                peer, p.recv_topk_idx + into, p.stage_idx_addr + at, num_bytes, share.channel
+            )
+            weights = p.stage_weights_addr + at
+            isa.put_bytes(peer, p.recv_topk_weights + into, weights, num_bytes, share.channel)

@@ -231,8 +231,8 @@ def reduce_rows_weighted(out_addr: int, rows: RowList, weights_addr: int) -> Non
 def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     """Write local rows to (rank, offset) on another node, asynchronously.
 
-    The source must stay as it is until the write has completed: until something that happens after
-    a signal of the same channel has been seen.
+    The source must stay as it is until the write has completed: until `put_wait` has returned, or
+    something has been seen that happened after a later signal of the channel.
     """
     _unbound()
 
@@ -306,6 +306,11 @@ def scan(counts_addr: int, num_counts: int, begins_addr: int) -> None:
 
 def pause(nanoseconds: int) -> None:
     """Let at least this much time pass."""
+    _unbound()
+
+
+def put_wait(channel: int) -> None:
+    """Wait until every put of this rank on `channel` has completed: their sources may be changed."""
     _unbound()
 
 

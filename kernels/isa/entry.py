@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def {name}(argument):
 _compile = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
+@cache
 def sim_entry(kernel: Callable[[Any], None], params: type[Any]) -> Any:
     """Compile the entry of a kernel on the simulator.
 

@@ -6,10 +6,11 @@ from numba import carray
 from comms.compiling import inner
 from comms.fiber import CTX_ENGINE, CTX_WARP, context_address
 from comms.sim import transfers, warps
-from comms.sim.ports import give_transfer
+from comms.sim.ports import give_transfer, take_slot
 from comms.sim.state import (
     ADD,
     HBM,
+    ROW,
     STORE,
     TOPK,
     as_pointer,
@@ -139,6 +140,7 @@ def copy_bytes(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
 def copy_topk(rank: int, idx_offset: int, weights_offset: int, topk: TopkRow) -> None:
     e, warp = this_engine(), this_warp()
     num_bytes = 4 * topk.num_topk
+    transfers.check_slot(e, warp, 2 * num_bytes)
     transfers.check_window(e, warp, rank, weights_offset, num_bytes)
     port = transfers.port_to(e, warp, rank)
     transfer = transfers.new_transfer(e, warp, TOPK, rank, idx_offset, num_bytes)
@@ -146,7 +148,9 @@ def copy_topk(rank: int, idx_offset: int, weights_offset: int, topk: TopkRow) ->
     t.num_bytes = 2 * num_bytes
     t.bytes = 2 * t.num_bytes if port == HBM else t.num_bytes
     t.offset2 = weights_offset
+    take_slot(e, transfer)
     lanes.localize(rank, t.slot, t.slot + num_bytes, topk)
+    warps.settle(e, warp)
     warps.owe(e, warp, header(e).word_issue)
     transfers.issue(e, warp, transfer, port)
 
@@ -164,6 +168,8 @@ def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
     h, w = header(e), warp_at(e, warp)
     own = w.rank
     num_rows, row_bytes = rows.num_rows, rows.row_bytes
+    transfers.check_slot(e, warp, row_bytes)
+    warps.settle(e, warp)
     total = num_rows * wire_bytes(e, this_rank(), row_bytes)
     begun = h.now + w.debt
     ready = begun
@@ -174,6 +180,8 @@ def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
         b = block_at(e, w.block)
         b.reduce_free = max(b.reduce_free, begun) + cost(total, h.reduce_mbps)
         ready = max(ready, b.reduce_free)
+    else:
+        w.debt = 0
     indices = lanes.i32_at(rows.rows_addr, max(num_rows, 1))
     ranks = lanes.i32_at(rows.ranks_addr, max(num_rows, 1))
     for index in range(num_rows):
@@ -213,9 +221,11 @@ def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
         after = transfer_at(e, transfer).key
         give_transfer(e, transfer)
         transfer = after
-    out = transfers.new_transfer(e, warp, STORE, own, 0, 0)
+    out = transfers.new_transfer(e, warp, ROW, own, out_addr - rank_at(e, own).base, row_bytes)
+    take_slot(e, out)
     lanes.store_bf16(transfer_at(e, out).slot, sums, num_elements)
-    transfers.write_local_row(e, warp, out_addr - rank_at(e, own).base, out, row_bytes)
+    transfer_at(e, out).bytes = wire_bytes(e, own, row_bytes)
+    transfers.issue(e, warp, out, HBM)
 
 
 @inner
@@ -357,6 +367,11 @@ def scan(counts_addr: int, num_counts: int, begins_addr: int) -> None:
 @inner
 def pause(nanoseconds: int) -> None:
     warps.pay(this_engine(), this_warp(), 1000 * nanoseconds)
+
+
+@inner
+def put_wait(channel: int) -> None:
+    transfers.put_wait(this_engine(), this_warp(), channel)
 
 
 @inner

@@ -1,9 +1,18 @@
-"""Constants of the NCCL model: two fitted ones, and the sizes of its FIFOs."""
+"""Constants of the NCCL model: two fitted ones, the sizes of its FIFOs, its SMs.
 
-#: Bytes of a chunk and of a FIFO slot. NCCL's buffer of 4 MiB in 8 slots is shared by the 16 warps of a channel
-#: (NCCL_BUFFSIZE, NCCL_STEPS); a stream here is one of its 8 pairs of warps.
+`python -m bench.fit_nccl` fits BASE_NS and STEP_NS to the two rows about NCCL in
+bench/data/calibration.csv. That is a fit: with as many rows as constants it validates nothing.
+"""
+
+#: Bytes of a chunk and of a FIFO slot. NCCL's buffer of 4 MiB in 8 slots is shared by the 16 warps
+#: of a channel (NCCL_BUFFSIZE, NCCL_STEPS); a stream here is one of its 8 pairs of warps.
 CHUNK_BYTES, NUM_SLOTS = 32768, 8
-#: Fixed time of an exchange before its first chunk, fitted to the latency of small all-to-alls (7.4 us, calibration.csv).
-BASE_NS = 0
-#: Time of a chunk beside its copy, fitted to the bus bandwidth of large all-to-alls (315 GB/s, calibration.csv).
+#: SMs of an all-to-all that nobody limits, one for each channel of point-to-point transfers. NCCL
+#: rounds its collectives' channels up to a power of two (src/graph/paths.cc): 24 on 8 H100s, which
+#: is assumed here, to 32. H800s have fewer links and log 16 (NVIDIA/nccl issue 892); 32 is what
+#: they get at most, and never slower in this model but for the order in queues.
+LIBRARY_SMS = 32
+#: Fixed time of an exchange before its first chunk: small all-to-alls take 7.4 us.
+BASE_NS = 739
+#: Time of a full chunk beside its copy: large all-to-alls reach 315 GB/s of bus bandwidth.
 STEP_NS = 0

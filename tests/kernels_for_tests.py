@@ -1,0 +1,119 @@
+"""One kernel for all tests of the engine: it runs a list of instructions from local memory.
+
+Fetching an instruction takes no virtual time, so a test's program costs what its instructions cost.
+"""
+
+from typing import NamedTuple
+
+from kernels import isa
+from kernels.isa import RowList
+
+#: Words of an instruction: what it does, and its operands.
+STEP_WORDS = 8
+(
+    PAUSE,
+    COPY_ROW,
+    COPY_ROW_BULK,
+    STORE,
+    STORE_RELEASE,
+    ADD,
+    FETCH_ADD,
+    LOAD,
+    LOAD_ACQUIRE,
+    SPIN,
+    WAIT_GE,
+    WAIT_ANY,
+    BLOCK_SYNC,
+    FENCE,
+    PUT_ROW,
+    PUT_SIGNAL,
+    PUT_WAIT,
+    REDUCE_ROWS,
+    PEEK,
+    POKE,
+    DIVIDE,
+    SPIN_RELAXED,
+) = range(22)
+
+
+class Params(NamedTuple):
+    """Parameters of `interpret`: `programs_addr` is of int64 `(num_sms * num_warps, 2)`.
+
+    Each row holds the address of a warp's first instruction and their number.
+    """
+
+    num_warps: int
+    programs_addr: int
+
+
+def interpret(p: Params) -> None:
+    """Run this warp's instructions in order."""
+    worker = isa.sm_id() * p.num_warps + isa.warp_id()
+    at = isa.load_i64(p.programs_addr + 16 * worker)
+    num_steps = isa.load_i64(p.programs_addr + 16 * worker + 8)
+    for step in range(num_steps):
+        run_step(at + 8 * STEP_WORDS * step)
+
+
+def run_step(at: int) -> None:
+    """Run the instruction at a local address."""
+    what = isa.load_i64(at)
+    a, b = isa.load_i64(at + 8), isa.load_i64(at + 16)
+    c, d, e = isa.load_i64(at + 24), isa.load_i64(at + 32), isa.load_i64(at + 40)
+    if what == PAUSE:
+        isa.pause(a)
+    elif what == COPY_ROW:
+        isa.copy_row(a, b, c, d)
+    elif what == COPY_ROW_BULK:
+        isa.copy_row_bulk(a, b, c, d)
+    elif what == STORE:
+        isa.store(a, b, c)
+    elif what == STORE_RELEASE:
+        isa.store_release(a, b, c)
+    elif what == ADD:
+        isa.add(a, b, c)
+    elif what == FETCH_ADD:
+        isa.store_i64(d, isa.fetch_add(a, b, c))
+    elif what == LOAD:
+        isa.store_i64(b, isa.load(a))
+    elif what == LOAD_ACQUIRE:
+        isa.store_i64(b, isa.load_acquire(a))
+    elif what == SPIN:
+        while isa.load_acquire(a) < b:
+            pass
+    elif what == WAIT_GE:
+        isa.wait_ge(a, b)
+    elif what == WAIT_ANY:
+        isa.store_i64(e, isa.wait_any(a, b, c, d))
+    elif what == BLOCK_SYNC:
+        isa.block_sync()
+    elif what == FENCE:
+        isa.fence_release()
+    elif what == PUT_ROW:
+        isa.put_row(a, b, c, d, e)
+    elif what == PUT_SIGNAL:
+        isa.put_signal(a, b, c, d)
+    elif what == PUT_WAIT:
+        isa.put_wait(a)
+    elif what == REDUCE_ROWS:
+        isa.reduce_rows(a, RowList(b, c, d, e, isa.load_i64(at + 48)))
+    elif what == PEEK:
+        isa.store_i64(b, isa.load_i64(a))
+    elif what == POKE:
+        isa.store_i64(a, b)
+    elif what == SPIN_RELAXED:
+        while isa.load(a) < b:
+            pass
+    elif what == DIVIDE:
+        isa.pause(a // b)
+
+
+def two_waits(p: Params) -> None:
+    """Wait for two flags in one order on rank 0 and in the other elsewhere, then pass them on."""
+    rank, first, second = p.num_warps, p.programs_addr, p.programs_addr + 8
+    if rank == 0:
+        isa.wait_ge(first, 1)
+        isa.store_release(1, second, 1)
+    else:
+        isa.wait_ge(second, 1)
+        isa.store_release(0, first, 1)
