@@ -74,9 +74,9 @@ def check_dispatch(
     """
     sources = _Sources(f"dispatch to rank {rank}", *index.recv_index(rank))
     return (
-        _check_rows(_row_parts(outputs), _row_parts(expected), sources)
+        _check_late(num_late, sources)
+        + _check_rows(_row_parts(outputs), _row_parts(expected), sources)
         + _check_counts(outputs.recv_counts, expected.recv_counts, sources)
-        + _check_late(num_late, sources)
     )
 
 
@@ -95,7 +95,7 @@ def check_combine(rank: int, out: Rows, expected: Rows, *, num_late: int = 0) ->
     """
     tokens = np.arange(len(expected), dtype=np.int32)
     sources = _Sources(f"combine to rank {rank}", np.full_like(tokens, rank), tokens)
-    return _check_rows({"out": out}, {"out": expected}, sources) + _check_late(num_late, sources)
+    return _check_late(num_late, sources) + _check_rows({"out": out}, {"out": expected}, sources)
 
 
 def _row_parts(outputs: Dispatched) -> dict[str, Rows]:

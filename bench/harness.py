@@ -1,7 +1,8 @@
 """One harness for every kernel: allocate, run, check, time, in this order and with no exception.
 
-The state of a case is fresh; dispatch, combine and the pair then run on it in turn, each with other data and with its
-outputs poisoned first, so that the flags which one run leaves are met by the next.
+The state of a case is fresh; dispatch, combine and the pair then run on it in turn, each with other
+data and with its outputs poisoned first, so that the flags which one run leaves are met by the
+next.
 """
 
 import time
@@ -23,7 +24,7 @@ from bench.bounds import (
 from bench.cases import CaseSpec, blank_case
 from bench.record import Bytes, Case, Check, Gbs, Sim, Status
 from bench.session import Ran, Session
-from comms.errors import EpbenchError, TimeoutFailure, UsageError
+from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, UsageError
 from comms.sim.engine import PS_PER_US
 from kernels.protocol import Op, Protocol, Route
 from kernels.registry import find_protocol
@@ -57,7 +58,12 @@ def run_spec(spec: CaseSpec, on_progress: Progress) -> list[Case]:
             cases[op] = _blank(spec, protocol, op, "skipped", reason)
     accepted = [op for op in _OPS if op not in cases]
     if accepted:
-        cases |= _Runner(spec, protocol).run_all(accepted, on_progress)
+        try:
+            runner = _Runner(spec, protocol)
+        except RuntimeFailure as error:
+            cases |= {op: _blank(spec, protocol, op, "error", str(error)) for op in accepted}
+        else:
+            cases |= runner.run_all(accepted, on_progress)
     return [cases[op] for op in _OPS]
 
 
@@ -93,7 +99,7 @@ class _Runner:
         return cases
 
     def _run_first_dispatch(self, ops: Sequence[Op]) -> str | None:
-        """Run the dispatch whose counts a cached form reuses, or that would otherwise run once only."""
+        """Run the dispatch that a cached form builds on, or that would run once only."""
         if self._spec.form == "fresh" and "pair" in ops:
             return None
         try:

@@ -1,4 +1,5 @@
-"""A device with the inputs of one case on it: runs operations on new data and checks what they leave."""
+"""A device with the inputs of one case on it: runs operations on new data and checks what they
+leave."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +58,8 @@ class Session:
 
     def __init__(self, spec: CaseSpec, protocol: Protocol) -> None:
         work, shape = spec.workload, spec.shape()
-        # Routing, rows and bytes do not depend on the SM budget: specs that differ in it share them.
+        # Routing, rows and bytes do not depend on the SM budget: specs that differ in it
+        # share them.
         shared = replace(shape, num_sms=1)
         routing = _routing(work, shape.world_size, shape.ranks_per_node)
         self.plan = _plan(work, shared)

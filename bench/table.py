@@ -3,10 +3,11 @@
 Layouts (plain, rich, Markdown) are in `bench.render`.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.record import Case, Run
+from bench.record import Case, Form, Run
 from comms.fabric import load_fabric
 
 COLUMNS = (
@@ -25,7 +26,8 @@ COLUMNS = (
     "#wrong",
 )
 
-#: The library baseline of each device; rows are compared with its `dedup` and `selection`.
+#: The library baseline of each device; rows are compared with the fastest `dedup` and `selection`
+#: of a block, since a library may take as many SMs as make it fastest.
 BASELINES = {"sim": "nccl_like", "cpu": "mpi", "cuda": "nccl"}
 
 FIDELITY = {
@@ -44,7 +46,8 @@ LEGEND = (
     "routing known.",
     "efficiency: bound_own / time. nvlink, rdma: physical GB/s at the busiest port, of its cap in "
     "GB/s, and percent of it.",
-    "vs dedup: time of the baseline's dedup variant at the same SMs and form / time.",
+    "vs dedup: time of the baseline's fastest dedup row of the block and form, at whatever SMs, "
+    "which stand below it, / time.",
     "vs selection: likewise, as (bytes factor: ratio of bound_own) x (efficiency factor).",
     "#wrong: elements that differ from the oracle.",
 )
@@ -133,16 +136,32 @@ def _block(cases: Sequence[Case]) -> Block:
         rows.setdefault(_row_key(case), []).append(case)
     shown = {key: _headline(same) for key, same in rows.items()}
     first = cases[0]
+    rivals = _rivals(shown.values())
     return Block(
         title=_title(first),
-        units=_units(first),
+        units=_units(first, rivals),
         rows=tuple(
-            _cells(case, rows[key], shown)
+            _cells(case, rows[key], rivals)
             for key, case in shown.items()
             if case.status != "skipped"
         ),
         notes=_notes(cases),
     )
+
+
+def _rivals(shown: Iterable[Case]) -> dict[tuple[str, Form], Case]:
+    """Return the fastest right row of the baseline by variant and form, fewest SMs first."""
+    fastest: dict[tuple[str, Form], Case] = {}
+    for case in shown:
+        key = (case.variant, case.form)
+        is_rival = case.kernel == BASELINES.get(case.device) and case.status == "passed"
+        if is_rival and (key not in fastest or _time(case) < _time(fastest[key])):
+            fastest[key] = case
+    return fastest
+
+
+def _time(case: Case) -> float:
+    return math.inf if case.time_us is None else case.time_us
 
 
 def _headline(same: Sequence[Case]) -> Case:
@@ -173,9 +192,13 @@ def _title(case: Case) -> str:
     return " | ".join(parts)
 
 
-def _units(case: Case) -> tuple[str, ...]:
+def _units(case: Case, rivals: Mapping[tuple[str, Form], Case]) -> tuple[str, ...]:
     def rate(cap: float | None) -> str:
         return "(GB/s)" if cap is None else f"(of {cap:g})"
+
+    def sms(variant: str) -> str:
+        found = dict.fromkeys(rivals[key].num_sms for key in sorted(rivals) if key[0] == variant)
+        return f", {'/'.join(map(str, found))} SMs" if found else ""
 
     units = dict.fromkeys(COLUMNS, "")
     units |= dict.fromkeys(("time", "range", "bound_own", "bound_best"), "(us)")
@@ -183,20 +206,15 @@ def _units(case: Case) -> tuple[str, ...]:
         "efficiency": "(%)",
         "nvlink": rate(case.caps.nvlink_gbs),
         "rdma": rate(case.caps.rdma_gbs),
-        "vs dedup": "(x)",
-        "vs selection": "bytes x eff",
+        "vs dedup": f"(x{sms('dedup')})",
+        "vs selection": f"(bytes x eff{sms('selection')})",
     }
     return tuple(units.values())
 
 
 def _cells(
-    case: Case, same: Sequence[Case], shown: dict[tuple[str, str, str, int], Case]
+    case: Case, same: Sequence[Case], rivals: Mapping[tuple[str, Form], Case]
 ) -> tuple[str, ...]:
-    baseline = BASELINES.get(case.device, "")
-
-    def rival(variant: str) -> Case | None:
-        return shown.get((baseline, variant, case.form, case.num_sms))
-
     return (
         f"{case.kernel}/{case.variant}",
         case.form,
@@ -208,8 +226,8 @@ def _cells(
         "-" if case.efficiency is None else f"{100 * case.efficiency:.1f}",
         _rate(case.gbs.nvlink if case.gbs else None, case.caps.nvlink_gbs),
         _rate(case.gbs.rdma if case.gbs else None, case.caps.rdma_gbs),
-        _speed_up(case, rival("dedup")),
-        _factors(case, rival("selection")),
+        _speed_up(case, rivals.get(("dedup", case.form))),
+        _factors(case, rivals.get(("selection", case.form))),
         str(case.check.num_wrong) if case.check.num_checked else "N/A",
     )
 

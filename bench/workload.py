@@ -211,6 +211,13 @@ def _pool(key: int, layout: RowLayout) -> Bytes:
     )
     kind = group_words & np.uint64(31)
     exponent = (group_words >> np.uint64(5) & np.uint64(15)).astype(np.int32) - 32
+    if layout.dtype == "bf16":
+        # Powers of two of both signs swallow the low bits of what is added before they cancel, so
+        # that sums in another order differ.
+        swallowing = elements % np.uint64(16) == 5
+        is_power = swallowing & (element_words >> np.uint64(62) > 0)
+        values = np.where(is_power, np.copysign(np.float32(2.0**46), values), values)
+        exponent = np.where(swallowing, np.int32(-24), exponent)
     exponent = np.where(kind == 1, np.int32(-149), exponent)
     values *= kind > 0
     rows = quantize_rows(np.ldexp(values, exponent), layout)

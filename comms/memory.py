@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from comms.errors import RuntimeFailure
+
 #: Regions start at multiples of this, so that the page of an offset tells its region.
 PAGE_BYTES = 4096
 #: Byte that outputs are filled with before a run: NaN in BF16, e4m3 and FP32, -1 in ids.
@@ -15,9 +17,19 @@ POISON = 0xFF
 
 
 def reserve(num_bytes: int) -> npt.NDArray[np.uint8]:
-    """Return zeroed memory whose pages cost nothing until they are touched."""
+    """Return zeroed memory whose pages cost nothing until they are touched.
+
+    Raises:
+        RuntimeFailure: the system does not give so much address space.
+    """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-    return np.frombuffer(mmap.mmap(-1, max(num_bytes, 1), flags=flags), np.uint8)
+    try:
+        return np.frombuffer(mmap.mmap(-1, max(num_bytes, 1), flags=flags), np.uint8)
+    except OSError as error:
+        raise RuntimeFailure(
+            f"{num_bytes / 1e9:.1f} GB of address space cannot be reserved ({error.strerror}); "
+            "use fewer tokens or ranks, or move a prefix of each row"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

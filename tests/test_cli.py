@@ -152,8 +152,9 @@ def test_suite_keeps_its_axes_but_for_the_flags_given(fakes: Fakes, in_tmp: Path
     assert {(case.world_size, case.num_sms) for case in run.cases} == {
         (8, 8),
         (8, 16),
-        (16, 8),
+        (8, 32),
         (16, 16),
+        (16, 32),
     }
     assert {case.num_tokens for case in run.cases} == {64}
     assert run.config.suite == "main"

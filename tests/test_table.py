@@ -69,12 +69,70 @@ def test_numbers_of_a_row(run: Run) -> None:
     assert block.units[COLUMNS.index("rdma")] == "(of 48.5)"
 
 
-def test_speed_up_is_over_dedup_at_the_same_sms(run: Run) -> None:
+def with_times(run: Run, kernel: str, times_us: dict[int, float]) -> Run:
+    """Return the run with the cases of `kernel/variant` timed by their SMs."""
+    name, _, variant = kernel.partition("/")
+    cases = [
+        timed(case, times_us[case.num_sms])
+        if (case.kernel, case.variant) == (name, variant) and case.status == "passed"
+        else case
+        for case in run.cases
+    ]
+    return msgspec.structs.replace(run, cases=cases)
+
+
+def test_speed_up_is_over_the_fastest_dedup_whatever_its_sms(run: Run) -> None:
+    run = with_times(run, "nccl_like/dedup", {8: 162.0, 16: 108.0})
     run = retimed(run, "direct/pull", 54.0)
     block = build_page(run).blocks[0]
-    assert cell(block, "direct/pull", 8, "vs dedup") == f"{108 / 54:.2f}"
-    assert cell(block, "direct/pull", 16, "vs dedup") == f"{116 / 54:.2f}"
+    assert cell(block, "direct/pull", 8, "vs dedup") == "2.00"
+    assert cell(block, "direct/pull", 16, "vs dedup") == "2.00"
+    assert cell(block, "nccl_like/dedup", 8, "vs dedup") == f"{108 / 162:.2f}"
     assert cell(block, "nccl_like/dedup", 16, "vs dedup") == "1.00"
+    assert block.units[COLUMNS.index("vs dedup")] == "(x, 16 SMs)"
+
+
+def test_fewest_sms_are_named_where_baselines_are_as_fast(run: Run) -> None:
+    block = build_page(with_times(run, "nccl_like/dedup", {8: 108.0, 16: 108.0})).blocks[0]
+    assert block.units[COLUMNS.index("vs dedup")] == "(x, 8 SMs)"
+
+
+def test_a_baseline_that_is_wrong_is_no_rival(run: Run) -> None:
+    run = with_times(run, "nccl_like/dedup", {8: 50.0, 16: 100.0})
+    cases = [
+        msgspec.structs.replace(case, status="incorrect", reason="a wrong row")
+        if case.variant == "dedup" and case.num_sms == 8
+        else case
+        for case in run.cases
+    ]
+    run = retimed(msgspec.structs.replace(run, cases=cases), "direct/pull", 50.0)
+    block = build_page(run).blocks[0]
+    assert cell(block, "direct/pull", 8, "vs dedup") == "2.00"
+    assert block.units[COLUMNS.index("vs dedup")] == "(x, 16 SMs)"
+
+
+def test_cached_rows_are_compared_with_cached_rows(run: Run) -> None:
+    cached = [
+        msgspec.structs.replace(
+            case, form="cached", time_us=case.time_us / 2 if case.time_us else None
+        )
+        for case in run.cases
+    ]
+    page = build_page(msgspec.structs.replace(run, cases=[*run.cases, *cached]))
+    rows = [row for row in page.blocks[0].rows if row[0] == "nccl_like/dedup" and row[2] == "8"]
+    assert {row[1]: row[COLUMNS.index("vs dedup")] for row in rows} == {
+        "fresh": "1.00",
+        "cached": "1.00",
+    }
+
+
+def test_fastest_selection_is_the_rival_of_its_column(run: Run) -> None:
+    run = with_times(run, "nccl_like/selection", {8: 300.0, 16: 200.0})
+    run = retimed(run, "direct/pull", 100.0)
+    block = build_page(run).blocks[0]
+    by_bytes, by_efficiency = map(float, cell(block, "direct/pull", 8, "vs selection").split(" x "))
+    assert by_bytes * by_efficiency == pytest.approx(2.0)
+    assert block.units[COLUMNS.index("vs selection")] == "(bytes x eff, 16 SMs)"
 
 
 def test_speed_up_over_selection_is_bytes_times_efficiency(run: Run) -> None:

@@ -57,7 +57,7 @@ def num_copies(shape: Shape) -> int:
 
 
 def counts_row_bytes(shape: Shape) -> int:
-    """Return the bytes of a rank's counts and of the sums before each and of all, a multiple of 16."""
+    """Return the bytes of a rank's counts and their prefix sums, a multiple of 16."""
     return -(-(8 * shape.world_size + 4) // 16) * 16
 
 

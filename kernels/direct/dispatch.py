@@ -17,8 +17,8 @@ covers that block's puts). Block 0 acquires `done` of its own rank, R x num_sms 
 are here. Every block waits until its own puts have completed, so that `x` may be overwritten when
 the kernel ends.
 
-To another node a row is put by itself; the ids and weights of a worker's rows at a rank lie together
-and are put together, from `stage_*`, when the worker has sent its rows.
+To another node a row is put by itself; the ids and weights of a worker's rows at a rank lie
+together and are put together, from `stage_*`, when the worker has sent its rows.
 
 It cannot deadlock: `counted` is added before anything is waited for; `hello` is sent after waiting
 for `counted` of the own rank only; `done` is sent after waiting for `hello` only. Blocks must be
@@ -177,7 +177,8 @@ def write_bases(p: DispatchParams) -> None:
 class Share(NamedTuple):
     """A worker's share: its tokens, and local addresses of its int32 tables by destination rank.
 
-    `starts` holds its first row at each rank, `cursor` its next, `stage_begins` the first of its staged selections.
+    `starts` holds its first row at each rank, `cursor` its next, `stage_begins` the first of
+    its staged selections.
     """
 
     first: int
@@ -224,7 +225,7 @@ def staged(p: DispatchParams, share: Share, peer: int) -> int:
 
 
 def put_topk(p: DispatchParams, share: Share) -> None:
-    """Put the ids and weights of a worker's rows on other nodes: a worker's rows at a rank lie together."""
+    """Put the ids and weights of a worker's rows on other nodes, together for each rank."""
     for turn in range(p.world_size):
         peer = (p.rank + 1 + turn) % p.world_size
         start = isa.load_i32(share.starts + 4 * peer)

@@ -310,7 +310,7 @@ def pause(nanoseconds: int) -> None:
 
 
 def put_wait(channel: int) -> None:
-    """Wait until every put of this rank on `channel` has completed: their sources may be changed."""
+    """Wait until all puts of this rank on `channel` have completed: sources may be changed."""
     _unbound()
 
 

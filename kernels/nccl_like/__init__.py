@@ -1,4 +1,5 @@
-"""`nccl_like`: the baseline, a framework's pack and unpack around an all-to-all-v in the manner of NCCL."""
+"""`nccl_like`: the baseline, a framework's pack and unpack around an all-to-all-v in the manner of
+NCCL."""
 
 from kernels.nccl_like import constants
 from kernels.nccl_like.alltoallv import AlltoallvParams, alltoallv_combine, alltoallv_dispatch
@@ -117,7 +118,7 @@ def _launches(op: Op, form: Form, by_expert: bool) -> tuple[KernelLaunch, ...]:
 DEDUP = Protocol(
     kernel="nccl_like",
     variant="dedup",
-    summary="model of NCCL's all-to-all-v with one row for each (token, rank), the strongest baseline",
+    summary="model of NCCL's all-to-all-v, a row per (token, rank): the strongest baseline",
     regions=lambda shape: _regions(shape, by_expert=False),
     launches=lambda op, form: _launches(op, form, by_expert=False),
     settings=lambda shape: _settings(shape, by_expert=False),
@@ -127,7 +128,7 @@ DEDUP = Protocol(
 SELECTION = Protocol(
     kernel="nccl_like",
     variant="selection",
-    summary="model of NCCL's all-to-all-v with one row for each (token, expert), what frameworks do",
+    summary="model of NCCL's all-to-all-v, a row per (token, expert): what frameworks do",
     regions=lambda shape: _regions(shape, by_expert=True),
     launches=lambda op, form: _launches(op, form, by_expert=True),
     settings=lambda shape: _settings(shape, by_expert=True),

@@ -1,21 +1,24 @@
-"""All-to-all-v in the manner of NCCL's grouped send/receive: channels on SMs, chunks through FIFO slots.
+"""All-to-all-v in the manner of NCCL's grouped send/receive: channels on SMs, chunks through FIFO
+slots.
 
-Grid: `num_sms` channels; in each the first half of the warps send and the second half receive. Stream s = channel * pairs +
-pair joins one sending and one receiving warp. Peers at distance delta = s, s + S, ... (S streams; where there are more
-streams than ranks several share a peer's message in even parts) are served at once by different streams, one after another
-by the same.
+Grid: `num_sms` channels; in each the first half of the warps send and the second half receive.
+Stream s = channel * pairs + pair joins one sending and one receiving warp. Peers at distance delta
+= s, s + S, ... (S streams; where there are more streams than ranks several share a peer's message
+in even parts) are served at once by different streams, one after another by the same.
 
-A FIFO at the receiver, of `num_slots` slots for each (source, stream), takes chunks of whole rows. The sender acquires a
-credit (`head[peer][s]`, own rank) for the slot, writes the chunk, and adds 1 to `tail[rank][s]` of the peer (release).
-The receiver acquires `tail`, copies the chunk to its final place and adds 1 to `head[rank][s]` of the sender (release).
-To another node a chunk is first copied to `net_fifo` of the rank whose NIC sends it, the own one, or the peer's rail
-where rails are separate (PXN, over NVLink), and put into the peer's FIFO from there.
-The last add of a message makes up 2^32, so each exchange starts at exchange * 2^32 whatever its sizes were; a sender that
+A FIFO at the receiver, of `num_slots` slots for each (source, stream), takes chunks of whole rows.
+The sender acquires a credit (`head[peer][s]`, own rank) for the slot, writes the chunk, and adds 1
+to `tail[rank][s]` of the peer (release). The receiver acquires `tail`, copies the chunk to its
+final place and adds 1 to `head[rank][s]` of the sender (release). To another node a chunk is first
+copied to `net_fifo` of the rank whose NIC sends it, the own one, or the peer's rail where rails are
+separate (PXN, over NVLink), and put into the peer's FIFO from there. The last add of a message
+makes up 2^32, so each exchange starts at exchange * 2^32 whatever its sizes were; a sender that
 finds `head` there knows that its slots are drained.
 
-It cannot deadlock: every warp goes through its distances in the same order, a message's sender waits only for its
-receiver's credits and a receiver only for its sender's chunks. The message of least distance that is not finished has
-both its warps at work on it. Blocks must be resident together.
+It cannot deadlock: every warp goes through its distances in the same order, a message's sender
+waits only for its receiver's credits and a receiver only for its sender's chunks. The message of
+least distance that is not finished has both its warps at work on it. Blocks must be resident
+together.
 """
 
 from typing import NamedTuple
@@ -28,7 +31,7 @@ EXCHANGE = 1 << 32
 
 
 class AlltoallvParams(NamedTuple):
-    """Parameters of `alltoallv`; fields named after regions are their offsets, `_addr` their addresses."""
+    """Parameters of `alltoallv`; fields named after regions are offsets, `_addr` addresses."""
 
     rank: int
     world_size: int

@@ -1,8 +1,9 @@
 """Exchange counts: every rank learns how many rows of each column come from every other.
 
-One block. Warps share the peers: write this rank's `begins` to `peer_begins[rank]` of each, then add 1 to `hello[rank]`
-there (release). Acquire `hello` of all ranks. What this op needs later is copied out of `peer_begins` before the kernel
-ends: a peer writes it again only after it has received this rank's rows, which later launches send.
+One block. Warps share the peers: write this rank's `begins` to `peer_begins[rank]` of each, then
+add 1 to `hello[rank]` there (release). Acquire `hello` of all ranks. What this op needs later is
+copied out of `peer_begins` before the kernel ends: a peer writes it again only after it has
+received this rank's rows, which later launches send.
 
 It cannot deadlock: `hello` is sent before anything is waited for.
 """
@@ -15,7 +16,7 @@ from kernels.isa import Target
 
 
 class CountsParams(NamedTuple):
-    """Parameters of `counts`; fields named after regions are their offsets, `_addr` their addresses."""
+    """Parameters of `counts`; fields named after regions are offsets, `_addr` addresses."""
 
     rank: int
     world_size: int
@@ -70,7 +71,7 @@ def counts(p: CountsParams) -> None:
 
 
 def write_begins(p: CountsParams) -> None:
-    """Write `recv_counts`, where each rank's rows begin in the buffers, and where each (source, expert) pair's end up."""
+    """Write `recv_counts`, and where rows begin by rank and by (source, expert) pair."""
     width = p.counts_per_rank
     for peer in range(p.world_size + 1):
         isa.store_i32(p.send_begins_addr + 4 * peer, isa.load_i32(p.begins_addr + 4 * peer * width))

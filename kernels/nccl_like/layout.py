@@ -1,10 +1,10 @@
 """Count, then pack: what a framework runs on all SMs before it calls the library.
 
-`layout`: worker w = sm * num_warps + warp counts the columns of its even, contiguous share of tokens: destination ranks
-(`dedup`) or experts (`selection`). Warp 0 adds its block's counts to `block_counts[sm]`.
-`pack`: each block adds all `block_counts` to `totals` and scans them to `begins`, so every worker knows the first place of
-each of its columns in the send buffer, ordered by (column, token). Rows, ids and weights are copied there, and where
-each went is kept for combine.
+`layout`: worker w = sm * num_warps + warp counts the columns of its even, contiguous share of
+tokens: destination ranks (`dedup`) or experts (`selection`). Warp 0 adds its block's counts to
+`block_counts[sm]`. `pack`: each block adds all `block_counts` to `totals` and scans them to
+`begins`, so every worker knows the first place of each of its columns in the send buffer, ordered
+by (column, token). Rows, ids and weights are copied there, and where each went is kept for combine.
 
 No block waits for another; the launches are ordered by the stream.
 """
@@ -17,7 +17,7 @@ from kernels.isa import ExpertLists, Matrix, TopkRow
 
 
 class LayoutParams(NamedTuple):
-    """Parameters of `layout`; fields named after regions are their offsets, `_addr` their addresses."""
+    """Parameters of `layout`; fields named after regions are offsets, `_addr` addresses."""
 
     num_sms: int
     num_warps: int
@@ -54,7 +54,7 @@ def layout(p: LayoutParams) -> None:
 
 
 class PackParams(NamedTuple):
-    """Parameters of `pack`; fields named after regions are their offsets, `_addr` their addresses."""
+    """Parameters of `pack`; fields named after regions are offsets, `_addr` addresses."""
 
     rank: int
     num_sms: int

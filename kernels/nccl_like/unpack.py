@@ -1,8 +1,9 @@
 """After the exchange, on all SMs: sort what came by expert, sort what goes back by rank, reduce.
 
-A pair is (source rank, local expert). Its rows lie together in the exchange's buffer, ordered by (source, expert, token),
-and in `recv_x`, ordered by (expert, source, token). `unpack` and `pack_back` cut pairs into parts and give worker w the
-items w, w + workers, ...; `reduce` gives each worker an even, contiguous share of tokens. No block waits for another.
+A pair is (source rank, local expert). Its rows lie together in the exchange's buffer, ordered by
+(source, expert, token), and in `recv_x`, ordered by (expert, source, token). `unpack` and
+`pack_back` cut pairs into parts and give worker w the items w, w + workers, ...; `reduce` gives
+each worker an even, contiguous share of tokens. No block waits for another.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from kernels.isa import RowList
 
 
 class UnpackParams(NamedTuple):
-    """Parameters of `unpack` and `pack_back`; fields named after regions are offsets, `_addr` addresses."""
+    """Parameters of both kernels; fields named after regions are offsets, `_addr` addresses."""
 
     rank: int
     world_size: int
@@ -85,7 +86,7 @@ def move_back(p: UnpackParams, place: int, row: int) -> None:
 
 
 class ReduceParams(NamedTuple):
-    """Parameters of `reduce`; fields named after regions are their offsets, `_addr` their addresses."""
+    """Parameters of `reduce`; fields named after regions are offsets, `_addr` addresses."""
 
     num_sms: int
     num_warps: int

@@ -1,0 +1,182 @@
+"""Every kernel is bitwise right or refuses, and the harness notices kernels that are wrong."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kernel_cases import CASES, PROTOCOLS, KernelCase, preset_cases, refusal
+from mutants import Mutation, install_mutant
+
+from bench import harness
+from bench.record import Case, Form
+from bench.suites import Grid
+from kernels.direct import PULL, PUSH
+from kernels.nccl_like import SELECTION
+from kernels.protocol import Protocol
+
+_PRESETS = preset_cases()
+
+
+def _points(cases: dict[str, KernelCase]) -> list[object]:
+    """Return (case, kernel, variant, form) of every run, neighbours sharing their routing."""
+    return [
+        pytest.param(case, kernel, variant, form, id=f"{name}-{kernel}-{variant}-{form}")
+        for name, case in cases.items()
+        for kernel, variant in PROTOCOLS
+        for form in case.forms
+    ]
+
+
+def _run(case: KernelCase, protocol: tuple[str, str], form: Form, folder: Path) -> list[Case]:
+    spec = case.spec(*protocol, form, folder)
+    rows = harness.run_spec(spec, lambda *_: None)
+    assert [row.op for row in rows] == ["dispatch", "combine", "pair"]
+    for row in rows:
+        reason = refusal(spec, row.op)
+        if reason is None:
+            assert (row.status, row.reason, row.check.num_wrong) == ("passed", None, 0), row.op
+            assert row.time_us is not None
+            assert row.time_us > 0
+        else:
+            assert row.status == "skipped", row.op
+            assert reason in str(row.reason)
+    return rows
+
+
+@pytest.mark.parametrize(("case", "kernel", "variant", "form"), _points(CASES))
+def test_right_or_refused(
+    case: KernelCase, kernel: str, variant: str, form: Form, tmp_path: Path
+) -> None:
+    dispatched = _run(case, (kernel, variant), form, tmp_path)[0]
+    if case.num_rows is not None and dispatched.granularity == "rank":
+        assert dispatched.check.num_checked == case.num_rows
+
+
+@pytest.mark.parametrize(("case", "kernel", "variant", "form"), _points(_PRESETS))
+def test_every_preset(
+    case: KernelCase, kernel: str, variant: str, form: Form, tmp_path: Path
+) -> None:
+    rows = _run(case, (kernel, variant), form, tmp_path)
+    assert all(row.check.num_checked >= 32 * 8 for row in rows)
+
+
+@pytest.mark.parametrize(("kernel", "variant"), PROTOCOLS)
+def test_a_pair_checks_both_halves(kernel: str, variant: str, tmp_path: Path) -> None:
+    dispatch_row, combine_row, pair = _run(CASES["masked"], (kernel, variant), "fresh", tmp_path)
+    assert combine_row.check.num_checked == 40 * 8
+    assert pair.check.num_checked == dispatch_row.check.num_checked + combine_row.check.num_checked
+
+
+_DISPATCH, _PULL = "kernels.direct.dispatch", "kernels.direct.combine_pull"
+_PUSH, _UNPACK = "kernels.direct.combine_push", "kernels.nccl_like.unpack"
+#: Tokens spread over 4 ranks, and a matrix by which rank 1 sends nothing and is done early.
+_EVEN = KernelCase(Grid(tokens=(24,), ranks_per_node=(4,), num_sms=(2,)))
+_UNEVEN = replace(CASES["matrix"], num_rows=None)
+
+
+@pytest.fixture
+def rows_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Case]]:
+    """Run a mutant of a protocol and return its rows."""
+
+    def run(
+        protocol: Protocol, mutation: Mutation, case: KernelCase = _EVEN, form: Form = "fresh"
+    ) -> list[Case]:
+        install_mutant(protocol, mutation, monkeypatch)
+        spec = case.spec(protocol.kernel, protocol.variant, form, tmp_path)
+        return harness.run_spec(spec, lambda *_: None)
+
+    return run
+
+
+def test_rows_sent_before_the_counts_are_here(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(_DISPATCH, "isa.wait_ge(p.hello + 8 * source, epoch)", "pass")
+    dispatch = rows_of(PULL, mutation)[0]
+    assert dispatch.status == "incorrect"
+    assert dispatch.check.num_wrong > 0
+    assert "dispatch to rank" in str(dispatch.reason)
+
+
+def test_a_dispatch_that_ends_before_its_rows_are_here(
+    rows_of: Callable[..., list[Case]],
+) -> None:
+    mutation = Mutation(_DISPATCH, "isa.wait_ge(p.done, epoch * p.world_size * p.num_sms)", "pass")
+    dispatch = rows_of(PULL, mutation, _UNEVEN)[0]
+    assert dispatch.status == "incorrect"
+    assert "arrived after the kernel returned" in str(dispatch.reason)
+
+
+def test_a_flag_whose_epoch_is_forgotten(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(_DISPATCH, "p.done, epoch * p.world_size", "p.done, p.world_size")
+    dispatch, _, pair = rows_of(PULL, mutation, _UNEVEN)
+    assert dispatch.status == "passed"
+    assert pair.status == "incorrect"
+    assert "arrived after the kernel returned" in str(pair.reason)
+
+
+def test_waits_in_the_wrong_order(
+    rows_of: Callable[..., list[Case]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = """\
+    for source in range(warp, p.world_size, p.num_warps):
+        isa.wait_ge(p.hello + 8 * source, epoch)
+"""
+    hello = "    if sm == 0:\n        say_hello(p, warp, epoch)\n"
+    mutation = Mutation(_DISPATCH, hello + wait, wait + hello)
+    dispatch, combine, pair = rows_of(PULL, mutation)
+    path = install_mutant(PULL, mutation, monkeypatch)
+    lines = path.read_text().splitlines()
+    line = lines.index("        isa.wait_ge(p.hello + 8 * source, epoch)") + 1
+    assert dispatch.status == "timeout"
+    assert "deadlock" in str(dispatch.reason)
+    assert f"{path}:{line} waits for hello" in str(dispatch.reason)
+    assert ">= 1, sees 0" in str(dispatch.reason)
+    for other in (combine, pair):
+        assert other.status == "skipped"
+        assert "dispatch ended with" in str(other.reason)
+
+
+def test_weights_of_another_token(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(_DISPATCH, "p.topk_weights_addr + at, ", "p.topk_weights_addr, ")
+    dispatch, combine, _ = rows_of(PUSH, mutation, form="cached")
+    assert dispatch.status == "incorrect"
+    assert "recv_topk_weights element" in str(dispatch.reason)
+    assert combine.status == "passed"
+
+
+def test_a_row_for_a_rank_that_does_not_exist(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(
+        _DISPATCH, "isa.copy_row(peer, p.recv_x", "isa.copy_row(peer + p.world_size, p.recv_x"
+    )
+    dispatch = rows_of(PULL, mutation)[0]
+    assert dispatch.status == "error"
+    assert "which does not exist" in str(dispatch.reason)
+
+
+def test_rows_added_in_the_wrong_order(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(_PUSH, "slots + 4 * index,", "slots + 4 * (num_rows - 1 - index),")
+    _, combine, _ = rows_of(PUSH, mutation)
+    assert combine.status == "incorrect"
+    assert "combine to rank" in str(combine.reason)
+
+
+def test_rows_added_before_they_are_here(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(
+        _PUSH, "isa.wait_ge(flag, (epoch - 1) * EPOCH + chunk // num_pushers + 1)", "pass"
+    )
+    _, combine, _ = rows_of(PUSH, mutation)
+    assert combine.status == "incorrect"
+
+
+def test_a_token_left_out(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(_PULL, "worker + 1, num_workers)", "worker + 1, num_workers + 1)")
+    _, combine, pair = rows_of(PULL, mutation)
+    assert combine.status == pair.status == "incorrect"
+    assert "poison: never written" in str(combine.reason)
+
+
+def test_an_expert_output_of_another_place(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(_UNPACK, "p.y_addr + place * p.y_row_bytes", "p.y_addr")
+    dispatch, combine, _ = rows_of(SELECTION, mutation)
+    assert dispatch.status == "passed"
+    assert combine.status == "incorrect"
