@@ -26,7 +26,8 @@ def _padded(num_bytes: int) -> int:
 
 def _slot_bytes(shape: Shape) -> int:
     rows = (shape.dispatch_row, shape.combine_row)
-    return max(max(constants.CHUNK_BYTES // row.full_bytes, 1) * row.stride_bytes for row in rows)
+    moved = [max(constants.CHUNK_BYTES // row.full_bytes, 1) * row.stride_bytes for row in rows]
+    return max(*moved, constants.IDS_CHUNK_BYTES)
 
 
 def _regions(shape: Shape, by_expert: bool) -> dict[str, int]:

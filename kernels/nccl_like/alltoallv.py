@@ -68,7 +68,7 @@ class AlltoallvParams(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What one exchange moves: buffers, the rows' places by rank, the rows of a chunk."""
+    """What one exchange moves: buffers, the rows' places by rank, the rows and bytes of a chunk."""
 
     from_addr: int
     into: int
@@ -76,6 +76,7 @@ class Message(NamedTuple):
     recv_begins_addr: int
     row_bytes: int
     chunk_rows: int
+    full_bytes: int
     is_row: int
     exchange: int
 
@@ -88,11 +89,15 @@ def alltoallv_dispatch(p: AlltoallvParams) -> None:
     begins = p.send_begins_addr
     ends = p.recv_begins_addr
     rows = max(p.chunk_bytes // p.x_row_full_bytes, 1)
-    exchange(p, Message(p.send_x_addr, p.into_x, begins, ends, p.x_row_bytes, rows, 1, begun))
+    x, x_bytes = p.send_x_addr, p.x_row_bytes
+    full = rows * x_bytes
+    exchange(p, Message(x, p.into_x, begins, ends, x_bytes, rows, full, 1, begun))
     rows = p.slot_bytes // p.ids_bytes
-    exchange(p, Message(p.send_idx_addr, p.into_idx, begins, ends, p.ids_bytes, rows, 0, begun + 1))
-    weights = p.send_topk_weights_addr
-    exchange(p, Message(weights, p.into_weights, begins, ends, p.ids_bytes, rows, 0, begun + 2))
+    idx, weights, full = p.send_idx_addr, p.send_topk_weights_addr, p.chunk_bytes
+    ids = p.ids_bytes
+    exchange(p, Message(idx, p.into_idx, begins, ends, ids, rows, full, 0, begun + 1))
+    into = p.into_weights
+    exchange(p, Message(weights, into, begins, ends, ids, rows, full, 0, begun + 2))
     isa.block_sync()
     if isa.warp_id() == 0:
         isa.store(p.rank, p.exchange_epoch + 8 * sm, begun + 3)
@@ -105,7 +110,9 @@ def alltoallv_combine(p: AlltoallvParams) -> None:
     isa.pause(p.base_ns)
     rows = max(p.chunk_bytes // p.y_row_full_bytes, 1)
     begins, ends = p.recv_begins_addr, p.send_begins_addr
-    exchange(p, Message(p.from_y_addr, p.into_y, begins, ends, p.y_row_bytes, rows, 1, begun))
+    y, y_bytes = p.from_y_addr, p.y_row_bytes
+    full = rows * y_bytes
+    exchange(p, Message(y, p.into_y, begins, ends, y_bytes, rows, full, 1, begun))
     isa.block_sync()
     if isa.warp_id() == 0:
         isa.store(p.rank, p.exchange_epoch + 8 * sm, begun + 1)
@@ -157,13 +164,13 @@ def send(
         value = 1 if step < num_steps - 1 else EXCHANGE - step
         if local:
             write_chunk(message, Target(peer, slot), source, num_bytes)
-            isa.pause(p.step_ns)
+            isa.pause(p.step_ns * num_bytes // message.full_bytes)
             isa.fence_release()
             isa.add(peer, flag, value)
         else:
             stage = p.net_fifo + (channel * p.num_slots + step % p.num_slots) * p.slot_bytes
             write_chunk(message, Target(via, stage), source, num_bytes)
-            isa.pause(p.step_ns)
+            isa.pause(p.step_ns * num_bytes // message.full_bytes)
             isa.fence_release()
             if num_bytes > 0:
                 if message.is_row:
