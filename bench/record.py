@@ -57,7 +57,7 @@ class Caps(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """Elements compared with the oracle, and how many of them differ."""
+    """Rows compared with the oracle; wrong rows, counts and late writes."""
 
     num_wrong: int
     num_checked: int

@@ -108,9 +108,10 @@ SUITES = {
     ),
     "quick": Suite(
         "H800, DeepSeek-V3: EP8 and EP16 with 128 tokens per rank and 8 SMs",
-        (
-            Grid(nodes=(1,), tokens=(128,)),
-            Grid(nodes=(2,), tokens=(128,)),
+        tuple(
+            Grid(nodes=(nodes,), tokens=(128,), kernel=(kernel,), num_sms=num_sms)
+            for nodes in (1, 2)
+            for kernel, num_sms in (("direct", (8,)), ("nccl_like", (8, LIBRARY_SMS)))
         ),
     ),
     "reference": Suite(

@@ -42,14 +42,14 @@ FIDELITY = {
 LEGEND = (
     "time: median over iterations of the slowest rank. GB/s is 1e9 bytes per second.",
     "range: time over the published range of an SM's copy rate, where those cases were run.",
-    "bound_own: least time for the bytes that this kernel moves; bound_best: likewise for the best "
-    "routing known.",
+    "bound_own: least time for the bytes that this kernel moves; bound_best: likewise for one "
+    "copy per node over the rail.",
     "efficiency: bound_own / time. nvlink, rdma: physical GB/s at the busiest port, of its cap in "
     "GB/s, and percent of it.",
     "vs dedup: time of the baseline's fastest dedup row of the block and form, at whatever SMs, "
     "which stand below it, / time.",
     "vs selection: likewise, as (bytes factor: ratio of bound_own) x (efficiency factor).",
-    "#wrong: elements that differ from the oracle.",
+    "#wrong: rows that differ from the oracle, wrong counts, and writes that came too late.",
 )
 
 
@@ -284,4 +284,4 @@ def _summary(cases: Iterable[Case]) -> str:
         num_wrong += case.check.num_wrong
         num_checked += case.check.num_checked
     told = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
-    return f"Cases: {told}. Wrong elements: {num_wrong} of {num_checked} checked."
+    return f"Cases: {told}. Wrong rows: {num_wrong} of {num_checked} checked."

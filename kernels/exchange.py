@@ -4,13 +4,13 @@ from kernels import isa
 
 
 def is_same_node(rank: int, other: int, ranks_per_node: int) -> int:
-    """Return whether loads and stores reach from one rank to the other."""
-    return rank // ranks_per_node == other // ranks_per_node
+    """Return 1 where loads and stores reach from one rank to the other, else 0."""
+    return 1 if rank // ranks_per_node == other // ranks_per_node else 0
 
 
 def signal(rank: int, peer: int, ranks_per_node: int, flag: int, value: int, channel: int) -> None:
     """Add to a flag of any rank; a `fence_release` must precede it, and puts go by `channel`."""
-    if rank // ranks_per_node == peer // ranks_per_node:
+    if is_same_node(rank, peer, ranks_per_node):
         isa.add(peer, flag, value)
     else:
         isa.put_signal(peer, flag, value, channel)

@@ -139,7 +139,7 @@ def test_the_kernel_itself_is_right() -> None:
     assert wrong_rows(dispatch_module) == (0, 0)
 
 
-@pytest.mark.parametrize("call", ["isa.wait_ge(p.done", "isa.fence_release()"])
+@pytest.mark.parametrize("call", ["isa.wait_ge(p.done, ", "isa.fence_release()"])
 def test_a_dispatch_without_its_last_wait_or_fence_leaves_poison(call: str) -> None:
     num_wrong, num_late = wrong_rows(without_last(call))
     assert num_wrong > 0

@@ -100,14 +100,16 @@ def test_rows_sent_before_the_counts_are_here(rows_of: Callable[..., list[Case]]
 def test_a_dispatch_that_ends_before_its_rows_are_here(
     rows_of: Callable[..., list[Case]],
 ) -> None:
-    mutation = Mutation(_DISPATCH, "isa.wait_ge(p.done, epoch * p.world_size * p.num_sms)", "pass")
+    mutation = Mutation(
+        _DISPATCH, "isa.wait_ge(p.done, epoch * p.ranks_per_node * p.num_sms)", "pass"
+    )
     dispatch = rows_of(PULL, mutation, _UNEVEN)[0]
     assert dispatch.status == "incorrect"
     assert "arrived after the kernel returned" in str(dispatch.reason)
 
 
 def test_a_flag_whose_epoch_is_forgotten(rows_of: Callable[..., list[Case]]) -> None:
-    mutation = Mutation(_DISPATCH, "p.done, epoch * p.world_size", "p.done, p.world_size")
+    mutation = Mutation(_DISPATCH, "p.done, epoch * p.ranks_per_node", "p.done, p.ranks_per_node")
     dispatch, _, pair = rows_of(PULL, mutation, _UNEVEN)
     assert dispatch.status == "passed"
     assert pair.status == "incorrect"

@@ -163,7 +163,7 @@ def test_wrong_elements_and_their_reason_are_shown(run: Run) -> None:
     assert page.blocks[0].notes == (
         "incorrect: direct/pull (fresh 8 SMs): arrived after the kernel returned",
     )
-    assert "Wrong elements: 5 of" in page.footer[0]
+    assert "Wrong rows: 5 of" in page.footer[0]
 
 
 def test_unchecked_case_is_not_called_right(run: Run) -> None:

@@ -1,4 +1,7 @@
-"""`direct`: one hop, every row written once into its final place; combine by pull or by push."""
+"""`direct`: one hop, every row written once into its final place; combine by pull or by push.
+
+The SM budget is fixed for a state: flags count blocks, and every block has an epoch of its own.
+"""
 
 from kernels.direct.combine_pull import PullParams, combine_pull
 from kernels.direct.combine_push import PushParams, combine_push
@@ -29,10 +32,10 @@ def regions(shape: Shape) -> dict[str, int]:
         "combine_epoch": 8 * shape.num_sms,
         "counted": 8,
         "hello": 8 * world,
-        "done": 8,
+        "done": 16,
         "ready": 8 * world,
         "read": 8,
-        "taken": 8,
+        "taken": 16,
         "progress": 8 * world * shape.num_sms * PUSH_WARPS,
         "counts": world * row,
         "own_counts": row,
@@ -53,7 +56,7 @@ def regions(shape: Shape) -> dict[str, int]:
 
 def num_copies(shape: Shape) -> int:
     """Return the most ranks that one token goes to, the stride of per-token lists."""
-    return shape.num_topk
+    return min(shape.num_topk, shape.world_size)
 
 
 def counts_row_bytes(shape: Shape) -> int:

@@ -11,8 +11,9 @@ acquire `ready[s]` before they first write to s. After every chunk a pusher adds
 `progress[rank][m]` of s (release; by the network a signal of channel m); its last add of an epoch
 makes up 2^32, so an epoch starts at (epoch - 1) * 2^32 whatever the routing was. Reducers acquire
 the `progress` of each row they need, add in ascending order of ranks and write `out`. Each block
-then adds 1 to `taken` of every rank (release); block 0 acquires `taken` of its own rank, R x
-num_sms an epoch: all pushes have been received, `y` may be overwritten.
+then adds 1 to `taken` of every rank (release; word 0 from its own node, word 1 from others, since a
+NIC's adds are not atomic with a GPU's); block 0 acquires both, num_sms an epoch from each rank: all
+pushes have been received, `y` may be overwritten.
 
 It cannot deadlock: `ready` is sent before anything is waited for; pushers wait for `ready` only;
 reducers wait for pushers only, which are resident at the same time; `taken` is waited for last.
@@ -79,11 +80,15 @@ def combine_push(p: PushParams) -> None:
     isa.block_sync()
     isa.fence_release()
     for peer in range(warp, p.world_size, p.num_warps):
-        signal(p.rank, peer, p.ranks_per_node, p.taken, 1, sm)
+        flag = p.taken + 8 * (1 - is_same_node(p.rank, peer, p.ranks_per_node))
+        signal(p.rank, peer, p.ranks_per_node, flag, 1, sm)
     if warp == 0:
         isa.store(p.rank, p.combine_epoch + 8 * sm, epoch)
         if sm == 0:
-            isa.wait_ge(p.taken, epoch * p.world_size * p.num_sms)
+            isa.wait_ge(p.taken, epoch * p.ranks_per_node * p.num_sms)
+            if p.world_size > p.ranks_per_node:
+                num_far = p.world_size - p.ranks_per_node
+                isa.wait_ge(p.taken + 8, epoch * num_far * p.num_sms)
 
 
 def push_rows(p: PushParams, pusher: int, epoch: int) -> None:

@@ -13,9 +13,10 @@ and of the counts of the workers before it, so all rows of all ranks have their 
 places are read from the last fresh run's `send_*`; `hello` is the grant alone.
 
 Each block ends by adding 1 to `done` of every rank (release; by the network a signal of channel sm
-covers that block's puts). Block 0 acquires `done` of its own rank, R x num_sms an epoch: all rows
-are here. Every block waits until its own puts have completed, so that `x` may be overwritten when
-the kernel ends.
+covers that block's puts): to word 0 from its own node, to word 1 from others, since a NIC's adds
+are not atomic with a GPU's. Block 0 acquires both words of its own rank, num_sms an epoch from each
+rank: all rows are here. Every block waits until its own puts have completed, so that `x` may be
+overwritten when the kernel ends.
 
 To another node a row is put by itself; the ids and weights of a worker's rows at a rank lie
 together and are put together, from `stage_*`, when the worker has sent its rows.
@@ -124,13 +125,17 @@ def dispatch(p: DispatchParams) -> None:
     isa.block_sync()
     isa.fence_release()
     for peer in range(warp, p.world_size, p.num_warps):
-        signal(p.rank, peer, p.ranks_per_node, p.done, 1, sm)
+        flag = p.done + 8 * (1 - is_same_node(p.rank, peer, p.ranks_per_node))
+        signal(p.rank, peer, p.ranks_per_node, flag, 1, sm)
     if warp == 0:
         isa.store(p.rank, p.dispatch_epoch + 8 * sm, epoch)
         if p.world_size > p.ranks_per_node:
             isa.put_wait(sm)
         if sm == 0:
-            isa.wait_ge(p.done, epoch * p.world_size * p.num_sms)
+            isa.wait_ge(p.done, epoch * p.ranks_per_node * p.num_sms)
+            if p.world_size > p.ranks_per_node:
+                num_far = p.world_size - p.ranks_per_node
+                isa.wait_ge(p.done + 8, epoch * num_far * p.num_sms)
 
 
 def topk_row(p: DispatchParams, token: int) -> TopkRow:

@@ -231,7 +231,8 @@ def reduce_rows_weighted(out_addr: int, rows: RowList, weights_addr: int) -> Non
 def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     """Write local rows to (rank, offset) on another node, asynchronously.
 
-    The source must stay as it is until the write has completed: until `put_wait` has returned, or
+    Posting is a release: the NIC reads what a release by this warp would cover. The source must
+    stay as it is until the write has completed: until `put_wait` has returned, or
     something has been seen that happened after a later signal of the channel.
     """
     _unbound()
@@ -338,7 +339,7 @@ def load_i32(addr: int) -> int:
 
 
 def store_i32(addr: int, value: int) -> None:
-    """Store an int32 in local memory that only this warp uses."""
+    """Store an int32 in local memory; this warp's lanes see it, others after a synchronisation."""
     _unbound()
 
 
