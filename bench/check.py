@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from comms.memory import POISON
 from kernels.reference import Dispatched, RoutingIndex
-
-#: Every byte of an output before a kernel runs.
-POISON = 0xFF
 
 Rows = npt.NDArray[Any]
 

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.check import POISON, CheckResult, check_combine, check_dispatch
+from bench.check import CheckResult, check_combine, check_dispatch
+from comms.memory import POISON
 from kernels.reference import Dispatched, Granularity, RoutingIndex, combine_to, dispatch_to
 from kernels.shape import Shape
 
