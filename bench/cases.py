@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from bench.record import AxisValue, Caps, Case, Check, Form, Granularity, Impl, Op, Status
+from bench.records.record import AxisValue, Caps, Case, Check, Form, Granularity, Impl, Op, Status
 from comms.fabric import Fabric
 
 if TYPE_CHECKING:
-    from bench.workload import Workload
+    from bench.workloads.workload import Workload
     from kernels.shape import Shape
 
 

@@ -30,8 +30,8 @@ from comms.errors import (
 if TYPE_CHECKING:
     from bench.cases import CaseSpec
     from bench.progress import Progress
-    from bench.record import Case, Run
-    from bench.store import RunStore
+    from bench.records.record import Case, Run
+    from bench.records.store import RunStore
 
 RunSpec = Callable[["CaseSpec", Callable[[str, float], None]], "list[Case]"]
 
@@ -90,8 +90,8 @@ def run(context: click.Context, /, **_: object) -> None:
 
     from bench.harness import run_spec
     from bench.progress import open_progress
-    from bench.record import Config
-    from bench.store import RunStore, new_run
+    from bench.records.record import Config
+    from bench.records.store import RunStore, new_run
 
     settings = context.find_object(_Settings)
     header = new_run(
@@ -111,9 +111,9 @@ def run(context: click.Context, /, **_: object) -> None:
 @click.option("--markdown", is_flag=True, help="As Markdown tables.")
 def show(file: Path, markdown: bool) -> None:
     """Print the page of a stored run."""
-    from bench import render
-    from bench.store import read_run
-    from bench.table import build_page
+    from bench.pages import render
+    from bench.pages.table import build_page
+    from bench.records.store import read_run
 
     stored = read_run(file)
     if markdown:
@@ -225,8 +225,8 @@ def _refuse(sentence: str, exit_code: int) -> int:
 
 
 def _print_page(shown: Run, *, written: Sequence[Path]) -> None:
-    from bench import render
-    from bench.table import build_page
+    from bench.pages import render
+    from bench.pages.table import build_page
 
     page = build_page(shown)
     with _stdout():

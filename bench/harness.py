@@ -12,7 +12,10 @@ from dataclasses import asdict
 import msgspec
 import numpy as np
 
-from bench.bounds import (
+from bench.cases import CaseSpec, blank_case
+from bench.records.record import Bytes, Case, Check, Gbs, Sim, Status
+from bench.session import Ran, Session
+from bench.traffic.bounds import (
     ByteTotals,
     HalfOp,
     PortBytes,
@@ -21,9 +24,6 @@ from bench.bounds import (
     byte_totals,
     port_bytes,
 )
-from bench.cases import CaseSpec, blank_case
-from bench.record import Bytes, Case, Check, Gbs, Sim, Status
-from bench.session import Ran, Session
 from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, UsageError
 from comms.sim.engine import PS_PER_US
 from kernels.protocol import Op, Protocol, Route

@@ -9,7 +9,7 @@ from typing import get_args
 import click
 import msgspec
 
-from bench.record import Form
+from bench.records.record import Form
 from bench.suites import DEVICES, SUITES, Grid
 from comms.fabric import CrossRail, End, fabric_names, load_fabric
 
@@ -228,8 +228,8 @@ def override(grids: tuple[Grid, ...], context: click.Context) -> list[Grid]:
 
 def catalogue() -> str:
     """Return every name that a flag accepts, one a line under the flag."""
-    from bench.presets import PRESETS
-    from bench.routing import ROUTINGS
+    from bench.workloads.presets import PRESETS
+    from bench.workloads.routing import ROUTINGS
     from kernels.registry import describe, kernel_names, variants
 
     kernels = {

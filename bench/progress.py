@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from bench.cases import CaseSpec
-from bench.record import Case
+from bench.records.record import Case
 
 
 class Progress(Protocol):

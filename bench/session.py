@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from bench.cases import CaseSpec
 from bench.check import CheckResult, check_combine, check_dispatch
-from bench.plan import Plan
-from bench.routing import Routing
-from bench.workload import Workload
+from bench.traffic.plan import Plan
+from bench.workloads.routing import Routing
+from bench.workloads.workload import Workload
 from comms.sim.engine import PS_PER_US, Outcome
 from kernels.devices.sim import GUARD_ROWS, SimDevice, World
 from kernels.protocol import COMBINE_OUTPUTS, DISPATCH_OUTPUTS, Form, Granularity, Op, Protocol

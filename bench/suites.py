@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from bench.cases import CaseSpec
-from bench.record import AxisValue, Form
+from bench.records.record import AxisValue, Form
 from comms.errors import UsageError
 from comms.fabric import CrossRail, End, load_fabric
 
 if TYPE_CHECKING:
-    from bench.workload import Workload
+    from bench.workloads.workload import Workload
 
 #: Devices that exist, with what they are for.
 DEVICES = {"sim": "predictions in virtual time, anywhere"}
@@ -192,8 +192,8 @@ def _expand_one(grid: Grid) -> list[CaseSpec]:
 
 
 def _workloads(grid: Grid) -> list[Workload]:
-    from bench.presets import preset
-    from bench.workload import Workload
+    from bench.workloads.presets import preset
+    from bench.workloads.workload import Workload
 
     workloads = []
     for name, dtype, tokens, routing in itertools.product(

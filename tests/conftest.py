@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from bench.cases import CaseSpec, blank_case
-from bench.record import (
+from bench.records.record import (
     Bytes,
     Case,
     Check,

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 
 from bench.cases import CaseSpec
-from bench.presets import PRESETS
-from bench.record import Form, Op
+from bench.records.record import Form, Op
 from bench.suites import Grid, expand
+from bench.workloads.presets import PRESETS
 from kernels.registry import kernel_names, variants
 from kernels.rows import row_bytes
 

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.bounds import PortBytes, bound_us, pair_bound_us
+from bench.traffic.bounds import PortBytes, bound_us, pair_bound_us
 from comms.fabric import load_fabric
 
 H800 = load_fabric("h800")

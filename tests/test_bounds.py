@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.bounds import (
+from bench.traffic.bounds import (
     HalfOp,
     ReadRequests,
     byte_totals,
     port_bytes,
 )
-from bench.gate import Gate
-from bench.plan import Plan
-from bench.routing import Routing, generate, parse_routing
+from bench.traffic.plan import Plan
+from bench.workloads.gate import Gate
+from bench.workloads.routing import Routing, generate, parse_routing
 from comms.fabric import load_fabric
 from kernels.protocol import Granularity, Route
 from kernels.shape import Shape

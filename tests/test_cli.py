@@ -18,7 +18,7 @@ from conftest import fake_run_spec, timed
 from bench.cases import CaseSpec
 from bench.cli import cli, main
 from bench.progress import LineProgress
-from bench.record import Case, Run, decode_run, encode_run
+from bench.records.record import Case, Run, decode_run, encode_run
 from bench.suites import SUITES, Grid, expand
 from comms.errors import RuntimeFailure, UsageError
 from comms.fabric import load_fabric

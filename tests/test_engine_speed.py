@@ -1,4 +1,4 @@
-"""The engine against an independent SimPy program, and the page of `bench.engine_speed`."""
+"""The engine against an independent SimPy program, and the page of `bench.engine.speed`."""
 
 import sys
 from dataclasses import replace
@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from bench.engine_cases import Sample, SpeedCase, time_engine, time_simpy
-from bench.engine_speed import COLUMNS, compare, format_table, main
+from bench.engine.cases import Sample, SpeedCase, time_engine, time_simpy
+from bench.engine.speed import COLUMNS, compare, format_table, main
 
 SMALL = SpeedCase("small", 1, 4, "pull", "uniform", num_tokens=256, num_sms=4)
 
@@ -36,8 +36,8 @@ def test_simpy_program_notices_a_slower_link() -> None:
     pytest.importorskip("simpy")
     import msgspec
 
-    from bench.simpy_direct import run_dispatch
-    from bench.workload import Workload
+    from bench.engine.simpy_direct import run_dispatch
+    from bench.workloads.workload import Workload
     from comms.fabric import load_fabric
     from kernels.shape import Shape
 

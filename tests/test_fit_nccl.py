@@ -6,9 +6,17 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from bench import fit_nccl
-from bench.calibration import CALIBRATION, Point, read_points
-from bench.fit_nccl import COMMITTED, STEP_UNIT_NS, Constants, Exchange, fit, is_fixed_point, table
+from bench.fitting import nccl
+from bench.fitting.calibration import CALIBRATION, Point, read_points
+from bench.fitting.nccl import (
+    COMMITTED,
+    STEP_UNIT_NS,
+    Constants,
+    Exchange,
+    fit,
+    is_fixed_point,
+    table,
+)
 from bench.suites import LIBRARY_SMS
 from comms.errors import EpbenchError
 from comms.sim.state import NVL_IN, NVL_OUT
@@ -77,10 +85,10 @@ def test_what_no_constant_can_slow_down_is_refused(place: int, published: float,
 def test_check_fails_where_the_fit_finds_others(
     monkeypatch: pytest.MonkeyPatch, found: Constants, code: int
 ) -> None:
-    monkeypatch.setattr(fit_nccl, "fit", lambda *_: found)
-    monkeypatch.setattr(fit_nccl, "table", lambda *_: "")
-    assert CliRunner().invoke(fit_nccl.main, ["--check"]).exit_code == code
-    assert CliRunner().invoke(fit_nccl.main, []).exit_code == 0
+    monkeypatch.setattr(nccl, "fit", lambda *_: found)
+    monkeypatch.setattr(nccl, "table", lambda *_: "")
+    assert CliRunner().invoke(nccl.main, ["--check"]).exit_code == code
+    assert CliRunner().invoke(nccl.main, []).exit_code == 0
 
 
 def test_suites_run_the_library_at_its_own_sms() -> None:

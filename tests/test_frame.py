@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 import pandas as pd
 
-from bench.frame import load_frame, phases_frame, results_frame
-from bench.record import Run, encode_run
+from bench.records.frame import load_frame, phases_frame, results_frame
+from bench.records.record import Run, encode_run
 
 
 def test_one_row_per_case_in_order(run: Run) -> None:

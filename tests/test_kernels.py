@@ -9,7 +9,7 @@ from kernel_cases import CASES, PROTOCOLS, KernelCase, preset_cases, refusal
 from mutants import Mutation, install_mutant
 
 from bench import harness
-from bench.record import Case, Form
+from bench.records.record import Case, Form
 from bench.suites import Grid
 from kernels.direct import PULL, PUSH
 from kernels.nccl_like import SELECTION

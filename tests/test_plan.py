@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.gate import Gate
-from bench.plan import Plan
-from bench.routing import Routing, generate, parse_routing
+from bench.traffic.plan import Plan
+from bench.workloads.gate import Gate
+from bench.workloads.routing import Routing, generate, parse_routing
 from comms.errors import UsageError
 from kernels.shape import Shape
 

@@ -10,7 +10,7 @@ from kernel_cases import PROTOCOLS
 
 from bench import session
 from bench.harness import run_spec
-from bench.record import Case
+from bench.records.record import Case
 from bench.suites import Grid, expand
 from kernels.devices.sim import SimDevice
 

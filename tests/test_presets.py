@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.presets import PRESETS, preset
+from bench.workloads.presets import PRESETS, preset
 from comms.errors import UsageError
 
 

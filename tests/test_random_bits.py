@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.random_bits import (
+from bench.workloads.random_bits import (
     MAX_ID,
     exponentials,
     ids_of,

@@ -11,8 +11,8 @@ import pytest
 from conftest import timed
 
 from bench.cases import CaseSpec, blank_case
-from bench.environment import RECORDED_VARIABLES, environment, machine_id, tool
-from bench.record import Case, Run, decode_run, encode_run, run_schema
+from bench.records.environment import RECORDED_VARIABLES, environment, machine_id, tool
+from bench.records.record import Case, Run, decode_run, encode_run, run_schema
 from comms.fabric import load_fabric
 
 #: Design section 8, name by name.
@@ -152,14 +152,14 @@ def test_environment_records_only_listed_variables(monkeypatch: pytest.MonkeyPat
 def test_machine_id_follows_the_constants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = machine_id("sim")
     assert before == machine_id("sim")
-    monkeypatch.setattr("bench.environment.FABRICS_DIR", tmp_path)
+    monkeypatch.setattr("bench.records.environment.FABRICS_DIR", tmp_path)
     assert machine_id("sim") != before
 
 
 def test_tool_names_the_commit_of_its_own_clone_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.environment._ROOT", tmp_path)
+    monkeypatch.setattr("bench.records.environment._ROOT", tmp_path)
     assert tool().git_sha is None
 
 

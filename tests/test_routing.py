@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.gate import Gate
-from bench.plan import Plan
-from bench.routing import ROUTINGS, Routing, generate, parse_routing
+from bench.traffic.plan import Plan
+from bench.workloads.gate import Gate
+from bench.workloads.routing import ROUTINGS, Routing, generate, parse_routing
 from comms.errors import UsageError
 from kernels.shape import Shape
 

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.gate import Gate
-from bench.routing import Routing, generate, parse_routing
-from bench.workload import Workload
+from bench.workloads.gate import Gate
+from bench.workloads.routing import Routing, generate, parse_routing
+from bench.workloads.workload import Workload
 from comms.errors import UsageError
 
 #: Two ranks, two tokens each, top-2 of 8.

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.gate import Gate
-from bench.plan import Plan
-from bench.routing import generate, parse_routing
-from bench.routing_hot import hot_rows
+from bench.traffic.plan import Plan
+from bench.workloads.gate import Gate
+from bench.workloads.routing import generate, parse_routing
+from bench.workloads.routing_hot import hot_rows
 from comms.errors import UsageError
 from kernels.shape import Shape
 

@@ -13,9 +13,9 @@ import pytest
 from mutants import Mutation, install_mutant
 
 from bench.cli import main
-from bench.frame import results_frame
-from bench.record import Case, Run, run_schema
-from bench.store import read_run
+from bench.records.frame import results_frame
+from bench.records.record import Case, Run, run_schema
+from bench.records.store import read_run
 from kernels.direct import PULL
 
 ROOT = Path(__file__).parent.parent

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.record import Config, Run, decode_run
-from bench.store import RunStore, new_run, read_run, run_path, write_atomic
+from bench.records.record import Config, Run, decode_run
+from bench.records.store import RunStore, new_run, read_run, run_path, write_atomic
 from comms.errors import RuntimeFailure, UsageError
 
 
@@ -28,7 +28,7 @@ def test_path_names_machine_time_commit_and_run(run: Run, tmp_path: Path) -> Non
 
 
 def test_path_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.environment._ROOT", tmp_path)
+    monkeypatch.setattr("bench.records.environment._ROOT", tmp_path)
     name = run_path(header(), tmp_path).name
     assert re.fullmatch(r"\d{8}T\d{6}Z_nogit_[0-9a-f]{8}\.json", name)
 

@@ -8,9 +8,9 @@ import pytest
 from conftest import timed
 from rich.console import Console
 
-from bench.record import Caps, Run
-from bench.render import markdown, plain, print_rich
-from bench.table import COLUMNS, Block, build_page
+from bench.pages.render import markdown, plain, print_rich
+from bench.pages.table import COLUMNS, Block, build_page
+from bench.records.record import Caps, Run
 
 
 def cell(block: Block, kernel: str, sms: int, column: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.workload import POOL_ROWS, Workload
+from bench.workloads.workload import POOL_ROWS, Workload
 from comms.errors import UsageError
 from kernels.fp8 import dequantize_rows, quantize_rows
 from kernels.rows import RowLayout

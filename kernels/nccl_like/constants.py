@@ -1,7 +1,8 @@
 """Constants of the NCCL model: two fitted ones, the sizes of its FIFOs, its SMs.
 
-`python -m bench.fit_nccl` fits BASE_NS and STEP_NS to the two rows about NCCL in
-bench/data/calibration.csv. That is a fit: with as many rows as constants it validates nothing.
+`python -m bench.fitting.nccl` fits BASE_NS and STEP_NS to the two rows about NCCL in
+bench/fitting/data/calibration.csv. That is a fit: with as many rows as constants it
+validates nothing.
 """
 
 #: Bytes of a chunk and of a FIFO slot. NCCL's buffer of 4 MiB in 8 slots is shared by the 16 warps

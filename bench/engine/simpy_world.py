@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from bench.simpy_ports import Costs, Egress, Environment, Ingress, Transfer
-from bench.simpy_warps import Block, Flag, Steps, Warp
+from bench.engine.simpy_ports import Costs, Egress, Environment, Ingress, Transfer
+from bench.engine.simpy_warps import Block, Flag, Steps, Warp
 from comms.errors import UsageError
 from comms.fabric import Fabric
 from kernels.shape import Shape

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bench.plan import Plan
+from bench.traffic.plan import Plan
 
 Int64 = npt.NDArray[np.int64]
 

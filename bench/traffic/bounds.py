@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bench.hops import Hop, direct_hops, rail_hops
-from bench.plan import Plan
+from bench.traffic.hops import Hop, direct_hops, rail_hops
+from bench.traffic.plan import Plan
 from comms.fabric import Constant, Fabric
 from kernels.protocol import Granularity, Route
 from kernels.rows import RowLayout

@@ -1,13 +1,13 @@
 """The page of a run as text cells: blocks of comparable rows, and what a reader must know.
 
-Layouts (plain, rich, Markdown) are in `bench.render`.
+Layouts (plain, rich, Markdown) are in `bench.pages.render`.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.record import Case, Form, Run
+from bench.records.record import Case, Form, Run
 from comms.fabric import load_fabric
 
 COLUMNS = (

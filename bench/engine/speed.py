@@ -1,4 +1,4 @@
-"""`python -m bench.engine_speed`: how fast the simulator itself runs, on one core.
+"""`python -m bench.engine.speed`: how fast the simulator itself runs, on one core.
 
 Fixed cases: preset deepseek-v3 on fabric h800, seed 0, FP8 dispatch and BF16 combine of which the
 first 128 and the last 64 elements of a row really move. Each case runs in a process of its own,
@@ -18,8 +18,8 @@ from multiprocessing import get_context
 
 import click
 
-from bench.engine_cases import CASES, Sample, SpeedCase, time_engine, time_simpy
-from bench.simpy_world import load_simpy
+from bench.engine.cases import CASES, Sample, SpeedCase, time_engine, time_simpy
+from bench.engine.simpy_world import load_simpy
 from comms.errors import EpbenchError, RuntimeFailure, UsageError
 
 COLUMNS = (

@@ -9,11 +9,11 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from bench.gate import Gate
-from bench.random_bits import Purpose, permutation, stream_key, words
-from bench.routing_files import load_topk, matrix_topk, split_topk
-from bench.routing_hot import hot_topk
-from bench.routing_random import group_limited_topk, power_law_topk, uniform_topk
+from bench.workloads.gate import Gate
+from bench.workloads.random_bits import Purpose, permutation, stream_key, words
+from bench.workloads.routing_files import load_topk, matrix_topk, split_topk
+from bench.workloads.routing_hot import hot_topk
+from bench.workloads.routing_random import group_limited_topk, power_law_topk, uniform_topk
 from comms.errors import UsageError
 
 Int32 = npt.NDArray[np.int32]

@@ -1,10 +1,10 @@
-"""SMs, warps and flags as a SimPy program: a process per warp over `bench.simpy_ports`."""
+"""SMs, warps and flags as a SimPy program: a process per warp over `bench.engine.simpy_ports`."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 
-from bench.simpy_ports import Costs, Environment, Event, Transfer, cost
+from bench.engine.simpy_ports import Costs, Environment, Event, Transfer, cost
 
 Steps = Generator[Event, object, None]
 

@@ -13,9 +13,9 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from bench.gate import Gate
-from bench.random_bits import Purpose, ids_of, permutation, smallest, stream_key, tagged
-from bench.routing_random import random_rows, token_batches
+from bench.workloads.gate import Gate
+from bench.workloads.random_bits import Purpose, ids_of, permutation, smallest, stream_key, tagged
+from bench.workloads.routing_random import random_rows, token_batches
 from comms.errors import UsageError
 
 _NOT_CHOSEN = np.uint64(3 << 62)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bench.plan import Plan
-from bench.routing import Routing
-from bench.workload import Workload
+from bench.traffic.plan import Plan
+from bench.workloads.routing import Routing
+from bench.workloads.workload import Workload
 from comms.fabric import load_fabric
 from kernels.protocol import Op
 from kernels.shape import Shape
@@ -100,7 +100,7 @@ def time_engine(case: SpeedCase) -> list[Sample]:
 
 def time_simpy(case: SpeedCase) -> list[Sample]:
     """Time both ops of the same exchange as a SimPy program; memory as for `time_engine`."""
-    from bench.simpy_direct import run_combine, run_dispatch
+    from bench.engine.simpy_direct import run_combine, run_dispatch
 
     exchange = _exchange(case)
     fabric = load_fabric(FABRIC)

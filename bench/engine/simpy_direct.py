@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bench.simpy_ports import Event, Transfer, cost
-from bench.simpy_warps import Steps, Warp
-from bench.simpy_world import World
+from bench.engine.simpy_ports import Event, Transfer, cost
+from bench.engine.simpy_warps import Steps, Warp
+from bench.engine.simpy_world import World
 from comms.fabric import Fabric
 from kernels.direct import DISPATCH_WARPS, PULL_WARPS, counts_row_bytes
 from kernels.exchange import share_begin

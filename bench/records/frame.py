@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 import pandas as pd
 
-from bench.record import Case, Run
-from bench.store import read_run
+from bench.records.record import Case, Run
+from bench.records.store import read_run
 
 _RUN_COLUMNS = ("run_id", "machine_id", "start_time", "complete")
 _NESTED = ("caps", "bytes", "gbs", "check", "sim")
@@ -26,11 +26,11 @@ def load_frame(paths: Iterable[Path]) -> pd.DataFrame:
 def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     """Return one row per case of the runs.
 
-    The columns are the fields of `bench.record.Case`; nested ones are flattened (`bytes_nvlink`,
-    `gbs_rdma`, `check_num_wrong`, `caps_nvlink_gbs`, `sim_events`), `samples_us` becomes
-    `num_samples` and `phases_us` is left to `phases_frame`. The run's `run_id`, `machine_id`,
-    `start_time` and `complete` come first. Absent values are NA. Columns are there with their types
-    even where no run has a case.
+    The columns are the fields of `bench.records.record.Case`; nested ones are flattened
+    (`bytes_nvlink`, `gbs_rdma`, `check_num_wrong`, `caps_nvlink_gbs`, `sim_events`), `samples_us`
+    becomes `num_samples` and `phases_us` is left to `phases_frame`. The run's `run_id`,
+    `machine_id`, `start_time` and `complete` come first. Absent values are NA. Columns are there
+    with their types even where no run has a case.
     """
     records = [
         {**{name: getattr(run, name) for name in _RUN_COLUMNS}, **_flat(case)}

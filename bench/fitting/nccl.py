@@ -1,9 +1,9 @@
 """Fits the two constants of the NCCL model to the two published rows about NCCL.
 
-    python -m bench.fit_nccl [--check]
+    python -m bench.fitting.nccl [--check]
 
 Two constants on two rows leave no degree of freedom: the model meets both rows because it was made
-to, and nothing validates it. The rows are in `bench/data/calibration.csv`. Both are a plain
+to, and nothing validates it. The rows are in `bench/fitting/data/calibration.csv`. Both are a plain
 all-to-all of 8 H100s: the one exchange of `nccl_like`'s combine, on a uniform traffic matrix.
 """
 
@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 import click
 import numpy as np
 
-from bench.calibration import Point, read_points
-from bench.plan import Plan
-from bench.workload import Workload
+from bench.fitting.calibration import Point, read_points
+from bench.traffic.plan import Plan
+from bench.workloads.workload import Workload
 from comms.errors import EpbenchError
 from comms.fabric import load_fabric
 from comms.sim.engine import PS_PER_US, Outcome
@@ -194,9 +194,7 @@ def _too_slow(exchange: Exchange, name: str, tried: Constants) -> EpbenchError:
 
 def table(exchanges: tuple[Exchange, Exchange], tried: Constants) -> str:
     """Return the rows with what the model gives for them, and the constants."""
-    lines = [
-        f"{'row of bench/data/calibration.csv':34}{'published':>10}{'model':>10}{'residual':>10}"
-    ]
+    lines = [f"{'row of data/calibration.csv':34}{'published':>10}{'model':>10}{'residual':>10}"]
     for exchange in exchanges:
         point = exchange.point
         value = point.value(exchange.time_us(tried))
@@ -213,12 +211,12 @@ def main(check: bool) -> None:
     try:
         fitted = fit(large, small)
     except EpbenchError as error:
-        click.echo(f"fit_nccl: {error}", err=True)
+        click.echo(f"bench.fitting.nccl: {error}", err=True)
         sys.exit(error.exit_code)
     click.echo(table((large, small), fitted))
     click.echo("Fitted: two constants on two rows, which therefore validate nothing.")
     if check and fitted != COMMITTED:
-        click.echo(f"fit_nccl: kernels/nccl_like/constants.py has {COMMITTED}", err=True)
+        click.echo(f"bench.fitting.nccl: kernels/nccl_like/constants.py has {COMMITTED}", err=True)
         sys.exit(1)
 
 

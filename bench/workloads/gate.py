@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bench.random_bits import MAX_ID
+from bench.workloads.random_bits import MAX_ID
 from comms.errors import UsageError
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from bench.gate import Gate
-from bench.random_bits import (
+from bench.workloads.gate import Gate
+from bench.workloads.random_bits import (
     Float64,
     Purpose,
     Uint64,

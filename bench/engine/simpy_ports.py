@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from comms.fabric import Fabric
 
 if TYPE_CHECKING:
-    from bench.simpy_warps import Warp
+    from bench.engine.simpy_warps import Warp
 
 #: SimPy lets its clock be a float and an event's value be anything; here they are int and Transfer.
 Environment = Any

@@ -10,7 +10,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from bench.record import Environment, Tool
+from bench.records.record import Environment, Tool
 from comms.fabric import FABRICS_DIR
 
 #: Read by pyproject.toml as the version of the distribution.
@@ -28,7 +28,7 @@ RECORDED_VARIABLES = (
     "OMP_NUM_THREADS",
 )
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parent.parent.parent
 _GIT_LIMIT_S = 10
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.environment import environment, machine_id, tool
-from bench.record import Case, Config, Run, decode_run, encode_run
+from bench.records.environment import environment, machine_id, tool
+from bench.records.record import Case, Config, Run, decode_run, encode_run
 from comms.errors import RuntimeFailure, UsageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

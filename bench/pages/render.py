@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bench.table import COLUMNS, Block, Page
+from bench.pages.table import COLUMNS, Block, Page
 
 if TYPE_CHECKING:
     from rich.console import Console

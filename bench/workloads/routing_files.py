@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.gate import Gate
+from bench.workloads.gate import Gate
 from comms.errors import UsageError
 
 Int32 = npt.NDArray[np.int32]

@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bench.gate import Gate
-from bench.presets import preset
-from bench.random_bits import Purpose, stream_key, words_at
-from bench.routing import Routing, generate, parse_routing
-from bench.routing_files import load_matrix, load_topk, matrix_rows
+from bench.workloads.gate import Gate
+from bench.workloads.presets import preset
+from bench.workloads.random_bits import Purpose, stream_key, words_at
+from bench.workloads.routing import Routing, generate, parse_routing
+from bench.workloads.routing_files import load_matrix, load_topk, matrix_rows
 from comms.errors import UsageError
 from kernels.fp8 import quantize_rows
 from kernels.rows import PREFIX_HEAD, PREFIX_TAIL, SCALE_GROUP, Dtype, RowLayout, row_bytes
@@ -44,7 +44,7 @@ class Workload:
         num_topk_groups: groups that a token may use.
         dispatch_dtype: `"fp8"` or `"bf16"`.
         combine_dtype: `"bf16"`.
-        routing: spec string, one of `bench.routing.ROUTINGS`.
+        routing: spec string, one of `bench.workloads.routing.ROUTINGS`.
         seed: the same seed gives the same routing and rows.
         masked_ratio: share of each rank's selections that become -1.
         prefix: elements of each row that really move, None for all.

@@ -1,0 +1,1 @@
+"""How fast the simulator itself runs, beside an independent SimPy program."""

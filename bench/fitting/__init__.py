@@ -1,0 +1,1 @@
+"""Fits the constants of models to published measurements."""

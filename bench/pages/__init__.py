@@ -1,0 +1,1 @@
+"""What a reader sees: tables of a run and their layouts."""

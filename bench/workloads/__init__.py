@@ -1,0 +1,1 @@
+"""What is exchanged: sizes, presets, and which tokens go to which experts."""
