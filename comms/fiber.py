@@ -16,13 +16,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from comms.compiling import inner
 from comms.errors import RuntimeFailure
+from comms.raw import word_at
 
 STACK_BYTES = 64 * 1024
 #: Bytes of the context block at the high end of each stack.
 CONTEXT_BYTES = 128
 #: Words of the context block.
-CTX_RSP, CTX_ENGINE, CTX_WARP, CTX_ARG = range(4)
+CTX_RSP, CTX_ENGINE, CTX_WARP = range(3)
 
 # The System V ABI makes rbx, rbp and r12-r15 the callee's to keep; the rest dies at any call.
 # ep_start runs an entry on a new stack: rsp is a multiple of 16 before the call, and the entry
@@ -146,3 +148,42 @@ def context_address(typingctx):  # type: ignore[no-untyped-def]
         return builder.sub(last, ir.Constant(word, CONTEXT_BYTES - 1))
 
     return types.int64(), codegen
+
+
+@inner
+def prepare(context: int, engine: int, warp: int, start: int, entry: int, argument: int) -> None:
+    """Lay a stack out so that the first switch to its context calls `entry(argument)`.
+
+    Args:
+        context: address of the stack's context block.
+        engine: what `CTX_ENGINE` shall hold.
+        warp: what `CTX_WARP` shall hold.
+        start: what `start_address()` returns.
+        entry: compiled function of an int64 that never returns.
+        argument: its argument.
+    """
+    # The seven words that ep_switch pops: r15 r14 r13 r12 (argument) rbx (entry) rbp, return
+    # address. They end at a multiple of 16, where ep_start begins.
+    frame = context - 72
+    for index in range(9):
+        word_at(frame + 8 * index)[0] = 0
+    word_at(frame + 24)[0] = argument
+    word_at(frame + 32)[0] = entry
+    word_at(frame + 48)[0] = start
+    word_at(context + 8 * CTX_RSP)[0] = frame
+    word_at(context + 8 * CTX_ENGINE)[0] = engine
+    word_at(context + 8 * CTX_WARP)[0] = warp
+
+
+@inner
+def this_engine() -> int:
+    """Return what the running fiber was prepared with as `engine`."""
+    value: int = word_at(context_address() + 8 * CTX_ENGINE)[0]
+    return value
+
+
+@inner
+def this_warp() -> int:
+    """Return what the running fiber was prepared with as `warp`."""
+    value: int = word_at(context_address() + 8 * CTX_WARP)[0]
+    return value

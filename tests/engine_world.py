@@ -15,7 +15,8 @@ from comms.memory import POISON, Layout, Windows
 from comms.sim.build import World, build_arrays
 from comms.sim.engine import Engine, Launch, Options, Outcome
 from comms.sim.loop import compiled_loop
-from kernels.isa.entry import sim_entry
+from kernels.isa import sim
+from kernels.isa.entry import fiber_entry
 
 #: Costs of the `h800` profile in picoseconds, written down again so that a wrong unit is seen.
 WORD, L2, POLL, SYNC, FENCE, GAP = 10_000, 270_000, 300_000, 64_000, 500_000, 1_000_000
@@ -56,7 +57,7 @@ WORD_OVER_LINK = over_link(WORD_BYTES)
 
 @cache
 def _compiled(name: str) -> Any:  # noqa: ANN401
-    return sim_entry(getattr(code, name), code.Params)
+    return fiber_entry(getattr(code, name), code.Params, sim)
 
 
 def entry(name: str = "interpret") -> int:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from comms.compiling import inner
+from comms.raw import move, record_at, word_at
 from comms.sim.events import push, push_launch_end, wake
 from comms.sim.ports import free_ingress, give_transfer, meter, reply
 from comms.sim.state import (
@@ -32,14 +33,11 @@ from comms.sim.state import (
     block_at,
     cost,
     header,
-    move,
     port_at,
     rank_at,
-    record_at,
     region_at,
     transfer_at,
     warp_at,
-    word_at,
 )
 
 

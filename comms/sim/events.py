@@ -3,6 +3,7 @@
 from typing import Any
 
 from comms.compiling import inner
+from comms.raw import record_at
 from comms.sim.state import (
     EV_LAUNCH,
     EV_WARP,
@@ -11,7 +12,6 @@ from comms.sim.state import (
     READY,
     header,
     rank_at,
-    record_at,
     warp_at,
 )
 

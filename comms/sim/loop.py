@@ -6,15 +6,8 @@ from functools import cache
 from numba import njit
 
 from comms.compiling import inner, use_cache
-from comms.fiber import (
-    CONTEXT_BYTES,
-    CTX_ARG,
-    CTX_ENGINE,
-    CTX_RSP,
-    CTX_WARP,
-    install_switch,
-    switch,
-)
+from comms.fiber import CONTEXT_BYTES, install_switch, prepare, switch
+from comms.raw import record_at, word_at
 from comms.sim.deliver import arrive
 from comms.sim.events import pop, push, push_launch_end, wake
 from comms.sim.ports import finish_service
@@ -28,30 +21,8 @@ from comms.sim.state import (
     block_at,
     header,
     rank_at,
-    record_at,
     warp_at,
-    word_at,
 )
-
-
-@inner
-def prepare_stack(e: int, warp: int, entry: int, argument: int) -> None:
-    """Lay a stack out so that the first switch to it calls `entry(argument)`."""
-    h = header(e)
-    context = h.stacks + (warp + 1) * h.stack_bytes - CONTEXT_BYTES
-    # The seven words that ep_switch pops: r15 r14 r13 r12 (argument) rbx (entry) rbp, return
-    # address. They end at a multiple of 16, where ep_start begins.
-    frame = context - 72
-    for index in range(9):
-        word_at(frame + 8 * index)[0] = 0
-    word_at(frame + 24)[0] = argument
-    word_at(frame + 32)[0] = entry
-    word_at(frame + 48)[0] = h.start_address
-    word_at(context + 8 * CTX_RSP)[0] = frame
-    word_at(context + 8 * CTX_ENGINE)[0] = e
-    word_at(context + 8 * CTX_WARP)[0] = warp
-    word_at(context + 8 * CTX_ARG)[0] = argument
-    warp_at(e, warp).context = context
 
 
 @inner
@@ -79,7 +50,8 @@ def begin_launch(e: int, rank: int) -> None:
             w.rank, w.block, w.index = rank, block, index
             w.outstanding, w.last_ack, w.pending_reads, w.debt, w.stage = 0, 0, 0, 0, 0
             w.line, w.unreleased = 0, 0
-            prepare_stack(e, warp, launch.entry, argument)
+            w.context = h.stacks + (warp + 1) * h.stack_bytes - CONTEXT_BYTES
+            prepare(w.context, e, warp, h.start_address, launch.entry, argument)
             wake(e, warp, h.now)
     if r.live_warps == 0:
         push_launch_end(e, rank)

@@ -15,6 +15,7 @@ completion: bytes in a window <= cap x window + one transfer.
 from typing import Any
 
 from comms.compiling import inner
+from comms.raw import move, record_at, word_at
 from comms.sim.events import push, wake
 from comms.sim.state import (
     EV_ARRIVE,
@@ -31,11 +32,8 @@ from comms.sim.state import (
     READ_DATA,
     cost,
     header,
-    move,
     port_at,
-    record_at,
     transfer_at,
-    word_at,
 )
 
 

@@ -1,6 +1,5 @@
 """Sentences about kernels that cannot go on: which warp waits where for which flag."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +8,10 @@ import numpy.typing as npt
 
 from comms.memory import Layout, Windows
 from comms.sim import state
+from comms.waits import describe_flag, describe_waits
 
 if TYPE_CHECKING:
     from comms.sim.engine import Launch
-
-#: Blocked warps that a report names; the rest are counted.
-MOST_NAMED = 12
 
 _ERRORS = {
     state.OUT_OF_BOUNDS: "accesses rank {a} at {place}",
@@ -63,20 +60,11 @@ def describe_blocked(
         launch = launches[int(arrays["ranks"]["launch"][rank])]
         in_launch[first : first + launch.num_blocks * launch.num_warps] = True
     blocked = np.flatnonzero(in_launch & (arrays["warps"]["state"] != state.DONE))
-    lines = [_describe_warp(arrays, windows, launches, int(index)) for index in blocked]
-    seen_at: Counter[str] = Counter(what for _, what in lines)
-    named: list[str] = []
-    for what, count in seen_at.most_common(MOST_NAMED):
-        first_where = next(where for where, other in lines if other == what)
-        others = f" and {count - 1} more like it" if count > 1 else ""
-        named.append(f"  {first_where}{others}: {what}")
-    rest = len(seen_at) - len(named)
-    more = [f"  and {rest} other waits"] if rest > 0 else []
+    waits = [_describe_warp(arrays, windows, launches, int(index)) for index in blocked]
     cause = (
         "deadlock" if h["heap_size"] == 0 else "no end within the limit of virtual time or events"
     )
-    at = f"{cause} at {h['now'] / 1e6:.1f} us of virtual time; {len(blocked)} warps are blocked:"
-    return "\n".join([at, *named, *more])
+    return describe_waits(f"{cause} at {h['now'] / 1e6:.1f} us of virtual time", waits)
 
 
 def _describe_warp(
@@ -92,7 +80,7 @@ def _describe_warp(
         offset = int(warp["wait_offset"])
         seen = windows.word(int(warp["rank"]), offset)
         flag = windows.layout.describe(offset)
-        what = f"{line} waits for {flag} >= {warp['wait_value']}, sees {seen}"
+        what = describe_flag(line, flag, int(warp["wait_value"]), seen)
     elif warp["state"] == state.WAIT_ANY:
         flag = windows.layout.describe(int(warp["wait_offset"]))
         what = f"{line} waits for any of {warp['wait_count']} words from {flag}"

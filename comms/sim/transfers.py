@@ -8,6 +8,7 @@ it, and the SM's copy rate, which its warps share. Then it enters a queue. Remot
 from typing import NamedTuple
 
 from comms.compiling import inner
+from comms.raw import move, record_at, word_at
 from comms.sim.deliver import change_word, channel_at
 from comms.sim.ports import arrive_at, give_transfer, post, request, take_slot, take_transfer
 from comms.sim.state import (
@@ -38,14 +39,11 @@ from comms.sim.state import (
     block_at,
     cost,
     header,
-    move,
     rank_at,
-    record_at,
     region_at,
     transfer_at,
     warp_at,
     wire_bytes,
-    word_at,
 )
 from comms.sim.warps import fail, owe, pay, sleep_until, suspend
 

@@ -6,6 +6,7 @@ warp follow.
 
 from comms.compiling import inner
 from comms.fiber import switch
+from comms.raw import word_at
 from comms.sim.deliver import bucket_at
 from comms.sim.events import item, push, push_launch_end, wake
 from comms.sim.state import (
@@ -20,7 +21,6 @@ from comms.sim.state import (
     header,
     rank_at,
     warp_at,
-    word_at,
 )
 
 

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from numba import cfunc, njit, types
@@ -11,9 +12,6 @@ from numba.extending import intrinsic
 
 from comms.compiling import use_cache
 from comms.fiber import install_switch
-from comms.sim import warps
-from comms.sim.state import EXCEPTION
-from kernels.isa import sim
 from kernels.isa.bind import bind
 
 
@@ -38,8 +36,8 @@ def {name}(argument):
     except Exception:
         failed = True
     if failed:
-        warps.fail(engine(), warp(), EXCEPTION, 0, 0)
-    warps.finish(engine(), warp())
+        device.raised()
+    device.finish()
 """
 
 #: Kernels keep Python's arithmetic: a division by zero is an error that names its warp.
@@ -47,12 +45,13 @@ _compile = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @cache
-def sim_entry(kernel: Callable[[Any], None], params: type[Any]) -> Any:
-    """Compile the entry of a kernel on the simulator.
+def fiber_entry(kernel: Callable[[Any], None], params: type[Any], device: ModuleType) -> Any:
+    """Compile the entry of a kernel on a device whose warps are fibers.
 
     Args:
         kernel: function of one argument.
         params: the named tuple class of that argument, all int64.
+        device: the device's instructions, with `raised()` and `finish()` besides.
 
     Returns:
         A compiled callback with an `address`; keep it as long as the address is in use.
@@ -61,17 +60,14 @@ def sim_entry(kernel: Callable[[Any], None], params: type[Any]) -> Any:
     path = Path(inspect.getsourcefile(kernel) or "")
     use_cache((path,))
     namespace = {
-        "EXCEPTION": EXCEPTION,
-        "engine": sim.this_engine,
+        "device": device,
         "load_params": load_params,
         "params_class": params,
-        "run": bind(kernel, sim, _compile),
-        "warp": sim.this_warp,
-        "warps": warps,
+        "run": bind(kernel, device, _compile),
         "__name__": kernel.__module__,
     }
     # Numba keeps compiled functions by name and file: the entry has a name of its own and the
     # kernel's file.
-    name = f"{kernel.__name__}_on_sim"
+    name = f"{kernel.__name__}_on_{device.__name__.rpartition('.')[2]}"
     exec(compile(_ENTRY.format(name=name), str(path), "exec"), namespace)
     return cfunc(types.void(types.int64), cache=True)(namespace[name])

@@ -8,8 +8,8 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from comms.compiling import inner
-from comms.sim.state import as_pointer
-from kernels.isa import TopkRow
+from comms.raw import as_pointer
+from kernels.isa import ExpertLists, Matrix, TopkRow
 
 
 def _unary(name: str, source: types.Type, target: types.Type) -> Any:
@@ -122,3 +122,94 @@ def localize(rank: int, out_idx_addr: int, out_weights_addr: int, topk: TopkRow)
         owned = first <= idx[k] < first + topk.experts_per_rank
         out_idx[k] = idx[k] - first if owned else -1
         out_weights[k] = weights[k] if owned else 0
+
+
+@inner
+def count_ranks(topk: TopkRow, num_tokens: int, counts_addr: int, ranks_addr: int) -> None:
+    """Count as the instruction does; `ranks_addr` is room for int32 `ranks[num_topk]`."""
+    counts = i32_at(counts_addr, topk.world_size)
+    counts[:] = 0
+    ranks = i32_at(ranks_addr, topk.num_topk)
+    for token in range(num_tokens):
+        row = TopkRow(
+            topk.idx_addr + 4 * topk.num_topk * token,
+            0,
+            topk.num_topk,
+            topk.experts_per_rank,
+            topk.world_size,
+        )
+        for index in range(distinct_ranks(row, ranks_addr)):
+            counts[ranks[index]] += 1
+
+
+@inner
+def count_experts(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
+    """Count as the instruction does."""
+    counts = i32_at(counts_addr, topk.world_size * topk.experts_per_rank)
+    counts[:] = 0
+    idx = i32_at(topk.idx_addr, num_tokens * topk.num_topk)
+    for index in range(num_tokens * topk.num_topk):
+        if idx[index] >= 0:
+            counts[idx[index]] += 1
+
+
+@inner
+def sum_rows(matrix: Matrix, num_rows: int, initial_addr: int, sums_addr: int) -> None:
+    """Add as the instruction does."""
+    columns = matrix.num_columns
+    sums = i32_at(sums_addr, columns)
+    if initial_addr == 0:
+        sums[:] = 0
+    else:
+        initial = i32_at(initial_addr, columns)
+        for column in range(columns):
+            sums[column] = initial[column]
+    for index in range(num_rows):
+        row = i32_at(matrix.addr + index * matrix.row_bytes, columns)
+        for column in range(columns):
+            sums[column] += row[column]
+
+
+@inner
+def route(topk: TopkRow, cursor_addr: int, ranks_addr: int, rows_addr: int) -> int:
+    """Route as the instruction does."""
+    count = distinct_ranks(topk, ranks_addr)
+    ranks = i32_at(ranks_addr, topk.num_topk)
+    rows = i32_at(rows_addr, topk.num_topk)
+    cursor = i32_at(cursor_addr, topk.world_size)
+    for index in range(count):
+        rows[index] = cursor[ranks[index]]
+        cursor[ranks[index]] += 1
+    return count
+
+
+@inner
+def route_experts(topk: TopkRow, cursor_addr: int, lists: ExpertLists) -> int:
+    """Route as the instruction does."""
+    idx = i32_at(topk.idx_addr, topk.num_topk)
+    weights = i32_at(topk.weights_addr, topk.num_topk)
+    experts = i32_at(lists.experts_addr, topk.num_topk)
+    rows = i32_at(lists.rows_addr, topk.num_topk)
+    out_weights = i32_at(lists.weights_addr, topk.num_topk)
+    cursor = i32_at(cursor_addr, topk.world_size * topk.experts_per_rank)
+    count = 0
+    for k in range(topk.num_topk):
+        if idx[k] >= 0:
+            experts[count], out_weights[count] = idx[k], weights[k]
+            rows[count] = cursor[idx[k]]
+            cursor[idx[k]] += 1
+            count += 1
+    return count
+
+
+@inner
+def scan(counts_addr: int, num_counts: int, begins_addr: int) -> None:
+    """Sum as the instruction does."""
+    counts = i32_at(counts_addr, num_counts)
+    begins = i32_at(begins_addr, num_counts + 1)
+    total = 0
+    for index in range(num_counts):
+        count = counts[index]
+        begins[index] = total
+        total += count
+    begins[num_counts] = total

@@ -4,16 +4,17 @@ import numpy as np
 from numba import carray
 
 from comms.compiling import inner
-from comms.fiber import CTX_ENGINE, CTX_WARP, context_address
+from comms.fiber import this_engine, this_warp
+from comms.raw import as_pointer, word_at
 from comms.sim import transfers, warps
 from comms.sim.ports import give_transfer, take_slot
 from comms.sim.state import (
     ADD,
+    EXCEPTION,
     HBM,
     ROW,
     STORE,
     TOPK,
-    as_pointer,
     block_at,
     cost,
     header,
@@ -21,22 +22,11 @@ from comms.sim.state import (
     transfer_at,
     warp_at,
     wire_bytes,
-    word_at,
 )
 from kernels.isa import ExpertLists, Matrix, RowList, Target, TopkRow, lanes
 
 # Names that kernels use and that mean the same everywhere.
 __all__ = ["ExpertLists", "Matrix", "RowList", "Target", "TopkRow"]
-
-
-@inner
-def this_engine() -> int:
-    return word_at(context_address() + 8 * CTX_ENGINE)[0]
-
-
-@inner
-def this_warp() -> int:
-    return word_at(context_address() + 8 * CTX_WARP)[0]
 
 
 @inner
@@ -268,100 +258,43 @@ def _layout(e: int, num_tokens: int) -> None:
 def count_ranks(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
     e = this_engine()
     _layout(e, num_tokens)
-    counts = lanes.i32_at(counts_addr, topk.world_size)
-    counts[:] = 0
-    ranks_addr = header(e).scratch
-    ranks = lanes.i32_at(ranks_addr, topk.num_topk)
-    for token in range(num_tokens):
-        row = TopkRow(
-            topk.idx_addr + 4 * topk.num_topk * token,
-            0,
-            topk.num_topk,
-            topk.experts_per_rank,
-            topk.world_size,
-        )
-        for index in range(lanes.distinct_ranks(row, ranks_addr)):
-            counts[ranks[index]] += 1
+    lanes.count_ranks(topk, num_tokens, counts_addr, header(e).scratch)
 
 
 @inner
 def count_experts(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
-    e = this_engine()
-    _layout(e, num_tokens)
-    counts = lanes.i32_at(counts_addr, topk.world_size * topk.experts_per_rank)
-    counts[:] = 0
-    idx = lanes.i32_at(topk.idx_addr, num_tokens * topk.num_topk)
-    for index in range(num_tokens * topk.num_topk):
-        if idx[index] >= 0:
-            counts[idx[index]] += 1
+    _layout(this_engine(), num_tokens)
+    lanes.count_experts(topk, num_tokens, counts_addr)
 
 
 @inner
 def sum_rows(matrix: Matrix, num_rows: int, initial_addr: int, sums_addr: int) -> None:
-    e = this_engine()
-    h = header(e)
-    columns = matrix.num_columns
-    sums = lanes.i32_at(sums_addr, columns)
-    if initial_addr == 0:
-        sums[:] = 0
-    else:
-        initial = lanes.i32_at(initial_addr, columns)
-        for column in range(columns):
-            sums[column] = initial[column]
-    for index in range(num_rows):
-        row = lanes.i32_at(matrix.addr + index * matrix.row_bytes, columns)
-        for column in range(columns):
-            sums[column] += row[column]
+    lanes.sum_rows(matrix, num_rows, initial_addr, sums_addr)
     # Lanes take columns; their loads follow each other without waiting.
-    warps.owe(e, this_warp(), h.l2 + num_rows * ((columns + 31) // 32) * h.word_issue)
+    e = this_engine()
+    rounds = (matrix.num_columns + 31) // 32
+    warps.owe(e, this_warp(), header(e).l2 + num_rows * rounds * header(e).word_issue)
 
 
 @inner
 def route(topk: TopkRow, cursor_addr: int, ranks_addr: int, rows_addr: int) -> int:
     _layout(this_engine(), 1)
-    count = lanes.distinct_ranks(topk, ranks_addr)
-    ranks = lanes.i32_at(ranks_addr, topk.num_topk)
-    rows = lanes.i32_at(rows_addr, topk.num_topk)
-    cursor = lanes.i32_at(cursor_addr, topk.world_size)
-    for index in range(count):
-        rows[index] = cursor[ranks[index]]
-        cursor[ranks[index]] += 1
-    return count
+    return lanes.route(topk, cursor_addr, ranks_addr, rows_addr)
 
 
 @inner
 def route_experts(topk: TopkRow, cursor_addr: int, lists: ExpertLists) -> int:
     _layout(this_engine(), 1)
-    idx = lanes.i32_at(topk.idx_addr, topk.num_topk)
-    weights = lanes.i32_at(topk.weights_addr, topk.num_topk)
-    experts = lanes.i32_at(lists.experts_addr, topk.num_topk)
-    rows = lanes.i32_at(lists.rows_addr, topk.num_topk)
-    out_weights = lanes.i32_at(lists.weights_addr, topk.num_topk)
-    cursor = lanes.i32_at(cursor_addr, topk.world_size * topk.experts_per_rank)
-    count = 0
-    for k in range(topk.num_topk):
-        if idx[k] >= 0:
-            experts[count], out_weights[count] = idx[k], weights[k]
-            rows[count] = cursor[idx[k]]
-            cursor[idx[k]] += 1
-            count += 1
-    return count
+    return lanes.route_experts(topk, cursor_addr, lists)
 
 
 @inner
 def scan(counts_addr: int, num_counts: int, begins_addr: int) -> None:
-    e = this_engine()
-    counts = lanes.i32_at(counts_addr, num_counts)
-    begins = lanes.i32_at(begins_addr, num_counts + 1)
-    total = 0
-    for index in range(num_counts):
-        count = counts[index]
-        begins[index] = total
-        total += count
-    begins[num_counts] = total
+    lanes.scan(counts_addr, num_counts, begins_addr)
     # Five shuffle steps for each 32 counts, after one load.
-    h = header(e)
-    warps.owe(e, this_warp(), h.l2 + 6 * ((num_counts + 31) // 32) * h.word_issue)
+    e = this_engine()
+    rounds = (num_counts + 31) // 32
+    warps.owe(e, this_warp(), header(e).l2 + 6 * rounds * header(e).word_issue)
 
 
 @inner
@@ -423,3 +356,15 @@ def store_i64(addr: int, value: int) -> None:
 @inner
 def mark(stage: int) -> None:
     warp_at(this_engine(), this_warp()).stage = stage
+
+
+@inner
+def raised() -> None:
+    """End the run because the kernel raised an exception."""
+    warps.fail(this_engine(), this_warp(), EXCEPTION, 0, 0)
+
+
+@inner
+def finish() -> None:
+    """End this warp."""
+    warps.finish(this_engine(), this_warp())
