@@ -2,9 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy.typing as npt
 
 from kernels.shape import Shape
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
 
 Op = Literal["dispatch", "combine", "pair"]
 Form = Literal["fresh", "cached"]
@@ -36,6 +41,37 @@ class KernelLaunch:
     sms: Literal["comm", "all"] = "comm"
 
 
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """What a host launch works with.
+
+    Attributes:
+        comm: the world's communicator.
+        shape: sizes.
+        settings: the protocol's own parameters.
+        view: region of this rank's window as a flat array of a type, by its name or by the name of
+            a setting that stands for it.
+    """
+
+    comm: "Intracomm"
+    shape: Shape
+    settings: Mapping[str, int | str]
+    view: Callable[[str, npt.DTypeLike], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class HostLaunch:
+    """A step that the host makes between kernels: a call of a library.
+
+    Attributes:
+        name: phase that its time is recorded as.
+        call: what it does on each rank.
+    """
+
+    name: str
+    call: Callable[[HostCall], None]
+
+
 def accepts_all(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
     """Refuse nothing."""
     return None
@@ -65,13 +101,15 @@ class Protocol:
         pulls: whether combine reads remote rows, and pays requests.
         hops: rounding steps of combine: 1, or 2 where nodes reduce first.
         is_baseline: whether it stands for a library.
+        devices: what it runs on.
+        impl: what it is made of.
     """
 
     kernel: str
     variant: str
     summary: str
     regions: Callable[[Shape], dict[str, int]]
-    launches: Callable[[Op, Form], tuple[KernelLaunch, ...]]
+    launches: Callable[[Op, Form], tuple[KernelLaunch | HostLaunch, ...]]
     refuses: Callable[..., str | None] = accepts_all
     settings: Callable[[Shape], Mapping[str, int | str]] = no_settings
     granularity: Granularity = "rank"
@@ -79,3 +117,5 @@ class Protocol:
     pulls: bool = False
     hops: Literal[1, 2] = 1
     is_baseline: bool = False
+    devices: tuple[str, ...] = ("sim", "cpu")
+    impl: Literal["numba", "cupy", "library"] = "numba"
