@@ -1,0 +1,42 @@
+"""What a launcher's environment says of this process, before MPI is loaded."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: Launchers by what they set: name, variable of the number of ranks, of the rank. Open MPI's comes
+#: first because it may itself be started by Slurm; Slurm's last because it sets Hydra's, too.
+_VARIABLES = (
+    ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("MVAPICH's mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("Slurm's srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ("Hydra's mpiexec (MPICH or Intel MPI)", "PMI_SIZE", "PMI_RANK"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """This process as its launcher numbers it.
+
+    Attributes:
+        launcher: who started it.
+        variable: environment variable that tells the number of ranks.
+        size: ranks that were started.
+        rank: this one.
+    """
+
+    launcher: str
+    variable: str
+    size: int
+    rank: int
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
+    """Return what started this process as one of several ranks, None where nothing did.
+
+    A job script of Slurm is no rank: only steps, which `srun` starts, have SLURM_STEP_NUM_TASKS.
+    """
+    for launcher, size, rank in _VARIABLES:
+        if environment.get(size, "").isdigit() and environment.get(rank, "").isdigit():
+            return Launched(launcher, size, int(environment[size]), int(environment[rank]))
+    return None

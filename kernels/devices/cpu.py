@@ -1,0 +1,206 @@
+"""The `cpu` device: one rank of a world of processes, its kernels in real memory."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comms.cpu import machine
+from comms.cpu.machine import MEET, Machine, Place, Program
+from comms.errors import RuntimeFailure, UsageError
+from comms.memory import Layout
+from comms.mpi.ranks import Ranks, cores
+from comms.mpi.window import SharedWindows
+from kernels.devices.base import Device, World, user_regions
+from kernels.isa import cpu
+from kernels.isa.entry import fiber_entry
+from kernels.protocol import Form, HostCall, HostLaunch, KernelLaunch, Op, Protocol
+
+#: Threads of a rank that this device makes at most.
+MAX_SMS = 64
+#: Bytes of the buffers of `copy_plain`, two of which no usual cache holds.
+PLAIN_BYTES = 64 * 1024 * 1024
+_RENDEZVOUS = "rendezvous"
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """When an operation's launches ran on this rank, in nanoseconds of CLOCK_MONOTONIC.
+
+    Attributes:
+        phases: name of each launch.
+        begun_ns: when all ranks had met.
+        start_ns: int64 `(num_launches,)`.
+        end_ns: likewise.
+    """
+
+    phases: list[str]
+    begun_ns: int
+    start_ns: npt.NDArray[np.int64]
+    end_ns: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What ends a kernel that does not end by itself.
+
+    Attributes:
+        abort_address: address of a word that is not 0 when all kernels shall end.
+        wait_s: longest that a wait may take.
+    """
+
+    abort_address: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    phases: list[str]
+    steps: list[Program | HostLaunch]
+
+
+class CpuDevice(Device):
+    """This rank's window and threads; every rank of the world makes one at the same time."""
+
+    windows: SharedWindows
+
+    def __init__(self, protocol: Protocol, world: World, ranks: Ranks, limits: Limits) -> None:
+        """Compile, allocate and start the threads; collective.
+
+        Raises:
+            UsageError: more SMs than there can be threads, or ranks on several hosts.
+            RuntimeFailure: there is not enough shared memory.
+        """
+        shape = world.shape
+        if shape.num_sms > MAX_SMS:
+            raise UsageError(
+                f"num_sms must be at most {MAX_SMS} on device cpu, where an SM is a thread, got "
+                f"{shape.num_sms}"
+            )
+        super().__init__(protocol, world)
+        self._own = ranks.rank
+        self.ranks = (ranks.rank,)
+        # A communicator of its own: what a kernel's library sends never meets the harness's.
+        self._comm = ranks.comm.Dup()
+        #: SMs of the whole "GPU": the cores that this rank has for itself.
+        self._num_all = max(shape.num_sms, len(cores()) // ranks.local_size, 1)
+        self._plain = np.ones((2, 0), np.uint8)
+        self._entries: dict[str, Any] = {}
+        # The first rank compiles for all; the others find the result on the disk.
+        if ranks.rank == 0:
+            self._compile()
+        ranks.comm.Barrier()
+        self._compile()
+        regions = {**user_regions(protocol, world), **protocol.regions(shape), _RENDEZVOUS: 8}
+        self.windows = SharedWindows(Layout(regions), ranks)
+        self._machine = Machine(
+            Place(ranks.rank, shape.world_size, shape.ranks_per_node),
+            self.windows,
+            num_threads=self._num_all,
+            rendezvous=self.windows.layout[_RENDEZVOUS].offset,
+            abort_address=limits.abort_address,
+            limit_s=limits.wait_s,
+        )
+        self._meet = self._machine.prepare([MEET])
+        self._plans: dict[tuple[tuple[Op, ...], Form], _Plan] = {}
+        ranks.comm.Barrier()
+
+    def close(self) -> None:
+        """End the threads and free the window; collective."""
+        self._machine.close()
+        self.windows.close()
+        self._comm.Free()
+
+    def run(self, ops: Sequence[Op], form: Form) -> Timed:
+        """Let all ranks meet, then run operations in order with no host between kernels.
+
+        Raises:
+            ProgramFailed: a kernel failed, here or on another rank.
+            RuntimeFailure: MPI failed.
+        """
+        plan = self._plan(tuple(ops), form)
+        stamps = np.concatenate(
+            [
+                self._machine.run(step) if isinstance(step, Program) else self._call(step)
+                for step in plan.steps
+            ]
+        )
+        return Timed(plan.phases, int(stamps[0, 1]), stamps[1:, 0], stamps[1:, 1])
+
+    def copy_plain(self, num_bytes: int) -> int:
+        """Let all ranks meet, then copy bytes between private buffers by `memcpy`.
+
+        Returns:
+            Nanoseconds that this rank took: the least that receiving the bytes could cost.
+        """
+        room = min(num_bytes, PLAIN_BYTES)
+        if len(self._plain[0]) < room:
+            # Written once, so that no page is touched for the first time while it is timed.
+            self._plain = np.ones((2, room), np.uint8)
+        target, source = self._plain
+        self._machine.run(self._meet)
+        begun = time.monotonic_ns()
+        for start in range(0, num_bytes, max(room, 1)):
+            count = min(room, num_bytes - start)
+            np.copyto(target[:count], source[:count])
+        return time.monotonic_ns() - begun
+
+    def _plan(self, ops: tuple[Op, ...], form: Form) -> _Plan:
+        """Return the steps of operations: kernels that follow each other are one program."""
+        if (ops, form) in self._plans:
+            return self._plans[ops, form]
+        phases: list[str] = []
+        steps: list[Program | HostLaunch] = []
+        batch = [MEET]
+        for launch in [launch for op in ops for launch in self.protocol.launches(op, form)]:
+            phases.append(launch.name)
+            if isinstance(launch, KernelLaunch):
+                batch.append(self._launch(launch, form))
+                continue
+            if batch:
+                steps.append(self._machine.prepare(batch))
+                batch = []
+            steps.append(launch)
+        if batch:
+            steps.append(self._machine.prepare(batch))
+        self._plans[ops, form] = _Plan(phases, steps)
+        return self._plans[ops, form]
+
+    def _compile(self) -> None:
+        for op in ("dispatch", "combine"):
+            for step in self.protocol.launches(op, "fresh"):
+                if isinstance(step, KernelLaunch) and step.name not in self._entries:
+                    self._entries[step.name] = fiber_entry(step.kernel, step.params, cpu)  # type: ignore[arg-type]
+
+    def _launch(self, launch: KernelLaunch, form: Form) -> machine.Launch:
+        num_blocks = self.world.shape.num_sms if launch.sms == "comm" else self._num_all
+        params = self._params(launch, self._own, form, num_blocks, launch.num_warps)
+        return machine.Launch(
+            name=launch.name,
+            entry=self._entries[launch.name].address,
+            num_blocks=num_blocks,
+            num_warps=launch.num_warps,
+            params=np.array(params, np.int64),
+            source=inspect.getsourcefile(launch.kernel) or "",
+        )
+
+    def _call(self, step: HostLaunch) -> npt.NDArray[np.int64]:
+        from mpi4py import MPI
+
+        start = time.monotonic_ns()
+        try:
+            step.call(HostCall(self._comm, self.world.shape, self._settings, self._named))
+        except MPI.Exception as error:
+            raise RuntimeFailure(f"MPI failed in {step.name}: {error}") from error
+        return np.array([[start, time.monotonic_ns()]], np.int64)
+
+    def _named(self, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        region = self._settings.get(name, name)
+        assert isinstance(region, str), f"{name=} is a number"
+        return self.view(self._own, region, dtype)
