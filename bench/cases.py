@@ -130,7 +130,7 @@ def blank_case(
         "case_id": spec.case_id(op),
         "op": op,
         "impl": impl,
-        "fidelity": "predicted",
+        "fidelity": "predicted" if spec.device == "sim" else "measured",
         "granularity": granularity,
         "caps": caps,
         "status": status,

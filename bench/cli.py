@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, override
+from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS, resolve, timing_of
+from bench.run_request import RunRequest
 from comms.errors import (
     EpbenchError,
     Interrupted,
     NothingRan,
     RuntimeFailure,
     TimeoutFailure,
+    UsageError,
     WrongResults,
 )
 
@@ -74,36 +76,69 @@ def cli() -> None:
     """
 
 
-@cli.command(params=[*GRID_OPTIONS, *OUTPUT_OPTIONS, _TRACEBACK])
+@cli.command(params=[*GRID_OPTIONS, *TIMING_OPTIONS, *OUTPUT_OPTIONS, _TRACEBACK])
 @click.pass_context
-def run(context: click.Context, /, **_: object) -> None:
+def run(context: click.Context, /, **_: object) -> int:
     """Run kernels and print their times beside their bounds.
 
     Runs every combination of the flags, or a suite with the given flags in place of its own axes.
     Results are kept under --results and rewritten after each case. Lists are comma separated.
+
+    Device cpu has a process per rank: started alone, epbench launches mpirun once for all cases;
+    under mpirun, mpiexec or srun it uses the ranks it finds.
     """
-    from bench.suites import Grid, expand, suite
+    from bench.suites import expand
+    from comms.mpi.launched import launched
 
-    flags = context.params
-    grids = override(suite(flags["suite"]).grids if flags["suite"] else (Grid(),), context)
+    flags, started = context.params, launched()
+    grids = resolve(context, started.size if started else None)
     specs = expand(grids)
-
-    from bench.harness import run_spec
-    from bench.progress import open_progress
-    from bench.records.record import Config
-    from bench.records.store import RunStore, new_run
-
+    timing = timing_of(context)
+    on_ranks = any(spec.device != "sim" for spec in specs)
+    if started is not None and started.size > 1 and not on_ranks:
+        raise UsageError(
+            f"device sim runs a whole world in one process, {started.launcher} started "
+            f"{started.size}: start epbench alone, or ask for --device cpu"
+        )
     settings = context.find_object(_Settings)
-    header = new_run(
-        grids[0].device,
-        ["epbench", *(settings.argv if settings else [])],
-        Config(flags["suite"], [grid.axes() for grid in grids]),
+    request = RunRequest(
+        suite=flags["suite"],
+        grids=grids,
+        specs=specs,
+        timing=timing if on_ranks else None,
+        argv=["epbench", *(settings.argv if settings else [])],
+        results=flags["results"],
+        json=flags["json"],
     )
-    store = RunStore(header, flags["results"], flags["json"])
-    with open_progress(len(specs)) as progress:
-        run_specs(specs, run_spec, store=store, progress=progress)
-    _print_page(store.run, written=[path for path in (store.path, flags["json"]) if path])
+    if started is not None and on_ranks:
+        from bench.ranks.launched_run import run_as_rank
+
+        return run_as_rank(request, timing, finish_run)
+    from bench.progress import open_progress
+    from bench.ranks.job import Dispatcher
+    from bench.ranks.request import Request
+
+    store = request.open_store()
+    runner = Dispatcher(specs, lambda parent: Request(grids, timing, parent), store.set_ranks)
+    early = True
+    try:
+        with open_progress(len(specs)) as progress:
+            run_specs(specs, runner, store=store, progress=progress)
+        early = False
+    finally:
+        runner.close(early=early)
+    return finish_run(request, store)
+
+
+def finish_run(request: RunRequest, store: RunStore) -> int:
+    """Print the page of a run that has ended; return 0.
+
+    Raises:
+        EpbenchError: a case did not end well.
+    """
+    _print_page(store.run, written=[path for path in (store.path, request.json) if path])
     raise_for_status(store.run.cases)
+    return 0
 
 
 @cli.command(params=[_TRACEBACK])

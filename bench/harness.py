@@ -1,47 +1,83 @@
-"""One harness for every kernel: allocate, run, check, time, in this order and with no exception.
+"""One harness for every kernel and device: allocate, run, check, time, in this order and with no
+exception.
 
 The state of a case is fresh; dispatch, combine and the pair then run on it in turn, each with other
 data and with its outputs poisoned first, so that the flags which one run leaves are met by the
 next.
 """
 
-import time
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from typing import Protocol as Interface
 
 import msgspec
-import numpy as np
 
 from bench.cases import CaseSpec, blank_case
-from bench.records.record import Bytes, Case, Check, Gbs, Sim, Status
-from bench.session import Ran, Session
-from bench.traffic.bounds import (
-    ByteTotals,
-    HalfOp,
-    PortBytes,
-    ReadRequests,
-    bound_us,
-    byte_totals,
-    port_bytes,
-)
+from bench.check import CheckResult
+from bench.records.record import Case, Check, Op, Sim, Status
+from bench.traffic.account import Account
+from bench.traffic.bounds import HalfOp
 from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, UsageError
-from comms.sim.engine import PS_PER_US
-from kernels.protocol import Op, Protocol, Route
+from kernels.protocol import Form, Protocol
 from kernels.registry import find_protocol
+
+if TYPE_CHECKING:
+    from bench.measured import Team
 
 Progress = Callable[[str, float], None]
 
 _OPS: tuple[Op, ...] = ("dispatch", "combine", "pair")
-#: A run seldom takes longer than this many times its bound; the progress bar assumes it.
-_EXPECTED_OVER_BOUND = 1.3
 
 
-def run_spec(spec: CaseSpec, on_progress: Progress) -> list[Case]:
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a device showed of one operation.
+
+    Attributes:
+        check: what the outputs were worth.
+        samples_us: time of each iteration, the slowest rank's.
+        phases_us: time of each launch by its name, the slowest rank's.
+        skew_pct: how far ranks were apart, relative to the time.
+        rank_us: each rank's own median time; none where a device has one clock.
+        memcpy_us: time of `memcpy` of the same received bytes, None where there is none.
+        sim: what a simulator did.
+    """
+
+    check: CheckResult
+    samples_us: list[float]
+    phases_us: dict[str, float]
+    skew_pct: float
+    rank_us: list[float]
+    memcpy_us: float | None = None
+    sim: Sim | None = None
+
+
+class Runner(Interface):
+    """A case on a device, from its first run to its last."""
+
+    account: Account
+
+    def first_dispatch(self) -> None:
+        """Run the dispatch that later operations build on."""
+
+    def observe(self, halves: Sequence[HalfOp], on_progress: Progress) -> Observed:
+        """Run operations in order with no host between them, check and time them."""
+
+    def close(self) -> None:
+        """Give back what the device holds."""
+
+
+def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) -> list[Case]:
     """Run one kernel at one point of the axes.
 
     Args:
         spec: what to run.
         on_progress: called with a short text and the share of the case that is done, 0 to 1.
+        team: the ranks that run it together, for devices whose ranks are processes; each of them
+            calls this and gets the same rows.
 
     Returns:
         A row for each operation, also where it was refused or failed.
@@ -50,154 +86,139 @@ def run_spec(spec: CaseSpec, on_progress: Progress) -> list[Case]:
         UsageError: no kernel could run this.
     """
     protocol = find_protocol(spec.kernel, spec.variant)
-    shape = spec.shape()
     cases: dict[Op, Case] = {}
     for op in _OPS:
-        reason = protocol.refuses(shape, op, cross_rail=spec.fabric.cross_rail)
+        reason = _refusal(spec, protocol, op)
         if reason is not None:
             cases[op] = _blank(spec, protocol, op, "skipped", reason)
     accepted = [op for op in _OPS if op not in cases]
     if accepted:
         try:
-            runner = _Runner(spec, protocol)
+            runner = _open(spec, protocol, team)
         except RuntimeFailure as error:
             cases |= {op: _blank(spec, protocol, op, "error", str(error)) for op in accepted}
         else:
-            cases |= runner.run_all(accepted, on_progress)
+            try:
+                cases |= _run_all(spec, protocol, runner, accepted, on_progress)
+            finally:
+                runner.close()
     return [cases[op] for op in _OPS]
+
+
+def skipped_cases(spec: CaseSpec, reason: str) -> list[Case]:
+    """Return the rows of a spec of which nothing was run."""
+    protocol = find_protocol(spec.kernel, spec.variant)
+    return [_blank(spec, protocol, op, "skipped", reason) for op in _OPS]
+
+
+def _refusal(spec: CaseSpec, protocol: Protocol, op: Op) -> str | None:
+    if spec.device not in protocol.devices:
+        return f"runs on device {' or '.join(protocol.devices)} only"
+    return protocol.refuses(spec.shape(), op, cross_rail=spec.fabric.cross_rail)
+
+
+def _open(spec: CaseSpec, protocol: Protocol, team: Team | None) -> Runner:
+    if spec.device == "sim":
+        from bench.predicted import Predicted
+
+        return Predicted(spec, protocol)
+    from bench.measured import Measured
+
+    assert team is not None, f"device {spec.device} needs ranks"
+    return Measured(spec, protocol, team)
 
 
 def _blank(spec: CaseSpec, protocol: Protocol, op: Op, status: Status, reason: str) -> Case:
     return blank_case(
-        spec, op, status, reason=reason, impl="numba", granularity=protocol.granularity
+        spec, op, status, reason=reason, impl=protocol.impl, granularity=protocol.granularity
     )
 
 
-class _Runner:
-    """Makes a row of each operation of one case."""
+def _run_all(
+    spec: CaseSpec, protocol: Protocol, runner: Runner, ops: Sequence[Op], on_progress: Progress
+) -> dict[Op, Case]:
+    """Run operations in turn; after one that failed the others are not run."""
+    cases: dict[Op, Case] = {}
+    failed = _run_first_dispatch(runner, spec.form, ops)
+    for place, op in enumerate(ops):
+        if failed:
+            cases[op] = _blank(spec, protocol, op, "skipped", failed)
+            continue
 
-    def __init__(self, spec: CaseSpec, protocol: Protocol) -> None:
-        self._spec = spec
-        self._protocol = protocol
-        self._session = Session(spec, protocol)
+        def report(text: str, share: float, place: int = place, op: Op = op) -> None:
+            on_progress(f"{op} {text}", (place + share) / len(ops))
 
-    def run_all(self, ops: Sequence[Op], on_progress: Progress) -> dict[Op, Case]:
-        """Run operations in turn; after one that failed the others are not run."""
-        cases: dict[Op, Case] = {}
-        failed = self._run_first_dispatch(ops)
-        for place, op in enumerate(ops):
-            if failed:
-                cases[op] = _blank(self._spec, self._protocol, op, "skipped", failed)
-                continue
+        cases[op] = _run_case(spec, protocol, runner, op, report)
+        if cases[op].status in ("error", "timeout"):
+            failed = f"not run, because {op} ended with: {cases[op].reason}"
+    return cases
 
-            def report(text: str, share: float, place: int = place, op: Op = op) -> None:
-                on_progress(f"{op} {text}", (place + share) / len(ops))
 
-            cases[op] = self._run_case(op, report)
-            if cases[op].status in ("error", "timeout"):
-                failed = f"not run, because {op} ended with: {cases[op].reason}"
-        return cases
-
-    def _run_first_dispatch(self, ops: Sequence[Op]) -> str | None:
-        """Run the dispatch that a cached form builds on, or that would run once only."""
-        if self._spec.form == "fresh" and "pair" in ops:
-            return None
-        try:
-            self._session.run(["dispatch"], _ignore, form="fresh")
-        except UsageError:
-            raise
-        except EpbenchError as error:
-            return f"not run, because a first dispatch ended with: {error}"
+def _run_first_dispatch(runner: Runner, form: Form, ops: Sequence[Op]) -> str | None:
+    """Run the dispatch that a cached form builds on, or that would run once only."""
+    if form == "fresh" and "pair" in ops:
         return None
-
-    def _run_case(self, op: Op, on_progress: Progress) -> Case:
-        halves: list[HalfOp] = ["dispatch", "combine"] if op == "pair" else [op]
-        own = {half: self._ports(half, self._protocol) for half in halves}
-        fabric = self._spec.fabric
-        own_us = sum(bound_us(ports, fabric) for ports in own.values())
-
-        def report(_: int, now_ps: int) -> None:
-            now_us = now_ps / PS_PER_US
-            on_progress(f"{now_us:.0f} us", min(now_us / (_EXPECTED_OVER_BOUND * own_us + 1), 1.0))
-
-        begun = time.perf_counter()
-        try:
-            ran = self._session.run(halves, report)
-        except UsageError:
-            raise
-        except EpbenchError as error:
-            status: Status = "timeout" if isinstance(error, TimeoutFailure) else "error"
-            return _blank(self._spec, self._protocol, op, status, str(error))
-        wall_s = time.perf_counter() - begun
-        start, end = ran.outcome.start_ps, ran.outcome.end_ps
-        time_us = float((end[-1] - start[0]).max()) / PS_PER_US
-        spread_us = float(np.ptp(end[-1])) / PS_PER_US
-        best_us = sum(bound_us(self._ports(half, None), fabric) for half in halves)
-        wrong = ran.check.num_wrong > 0
-        blank = _blank(self._spec, self._protocol, op, "incorrect", ran.check.first or "wrong")
-        return msgspec.structs.replace(
-            blank,
-            status="incorrect" if wrong else "passed",
-            reason=blank.reason if wrong else None,
-            time_us=time_us,
-            samples_us=[time_us],
-            skew_pct=100 * spread_us / time_us,
-            bound_own_us=own_us,
-            bound_best_us=best_us,
-            efficiency=own_us / time_us if fabric.capped and own_us > 0 else None,
-            phases_us=_phases_us(ran),
-            bytes=self._totals(own),
-            gbs=self._rates(own, time_us),
-            check=Check(num_wrong=ran.check.num_wrong, num_checked=ran.check.num_checked),
-            sim=Sim(events=ran.outcome.num_events, rows=ran.outcome.num_rows, wall_s=wall_s),
-        )
-
-    def _ports(self, op: HalfOp, protocol: Protocol | None) -> PortBytes:
-        """Return the bytes that ports must move for a protocol, or by the best named routing."""
-        plan, shape, fabric = self._session.plan, self._session.shape, self._spec.fabric
-        if protocol is None:
-            return port_bytes(plan, shape, route="rail", granularity="rank", op=op)
-        route: Route = protocol.route
-        if route == "pxn" and fabric.cross_rail == "spine":
-            route = "one_hop"
-        pull = ReadRequests.of(fabric) if protocol.pulls and op == "combine" else None
-        return port_bytes(
-            plan, shape, route=route, granularity=protocol.granularity, op=op, pull=pull
-        )
-
-    def _totals(self, own: dict[HalfOp, PortBytes]) -> Bytes:
-        totals = ByteTotals(0, 0, 0, 0, 0)
-        for op, ports in own.items():
-            totals += byte_totals(
-                self._session.plan,
-                self._session.shape,
-                ports,
-                granularity=self._protocol.granularity,
-                op=op,
-            )
-        return Bytes(**asdict(totals))
-
-    def _rates(self, own: dict[HalfOp, PortBytes], time_us: float) -> Gbs:
-        """Return the rates at the busiest ports: bytes of each link, logical bytes of a rank."""
-        shape, copies = self._session.shape, self._session.plan.copies
-        total = sum(list(own.values())[1:], start=next(iter(own.values())))
-        rows = {"dispatch": shape.dispatch_row, "combine": shape.combine_row}
-        row_bytes = sum(rows[op].logical_bytes for op in own)
-        most_rows = max(
-            int(copies.sum(axis=0).max(initial=0)), int(copies.sum(axis=1).max(initial=0))
-        )
-        per_us = 1 / (1000 * time_us)
-        return Gbs(
-            logical=most_rows * row_bytes * per_us,
-            nvlink=max(int(total.nvlink_out.max()), int(total.nvlink_in.max())) * per_us,
-            rdma=max(int(total.nic_out.max()), int(total.nic_in.max())) * per_us,
-        )
+    try:
+        runner.first_dispatch()
+    except UsageError:
+        raise
+    except EpbenchError as error:
+        return f"not run, because a first dispatch ended with: {error}"
+    return None
 
 
-def _ignore(_: int, __: int) -> None:
-    """Report nothing."""
+def _run_case(
+    spec: CaseSpec, protocol: Protocol, runner: Runner, op: Op, on_progress: Progress
+) -> Case:
+    halves: list[HalfOp] = ["dispatch", "combine"] if op == "pair" else [op]
+    try:
+        seen = runner.observe(halves, on_progress)
+    except UsageError:
+        raise
+    except EpbenchError as error:
+        is_timeout = error.exit_code == TimeoutFailure.exit_code
+        return _blank(spec, protocol, op, "timeout" if is_timeout else "error", str(error))
+    account, samples = runner.account, seen.samples_us
+    check = Check(num_wrong=seen.check.num_wrong, num_checked=seen.check.num_checked)
+    blank = _blank(spec, protocol, op, "incorrect", seen.check.first or "wrong")
+    if not samples:
+        return msgspec.structs.replace(blank, check=check)
+    wrong = seen.check.num_wrong > 0
+    time_us = percentile(samples, 50)
+    capped = spec.fabric.capped
+    own_us, best_us = account.own_us(halves), account.best_us(halves)
+    several = len(samples) > 1
+    return msgspec.structs.replace(
+        blank,
+        status="incorrect" if wrong else "passed",
+        reason=blank.reason if wrong else None,
+        time_us=time_us,
+        samples_us=samples,
+        p5_us=percentile(samples, 5) if several else None,
+        p95_us=percentile(samples, 95) if several else None,
+        p99_us=percentile(samples, 99) if len(samples) >= _ENOUGH_FOR_P99 else None,
+        skew_pct=seen.skew_pct,
+        rank_us=seen.rank_us,
+        memcpy_us=seen.memcpy_us,
+        bound_own_us=own_us if capped else None,
+        bound_best_us=best_us if capped else None,
+        efficiency=own_us / time_us if capped and own_us > 0 else None,
+        phases_us=seen.phases_us,
+        bytes=account.totals(halves),
+        gbs=account.rates(halves, time_us),
+        check=check,
+        sim=seen.sim,
+    )
 
 
-def _phases_us(ran: Ran) -> dict[str, float]:
-    durations = (ran.outcome.end_ps - ran.outcome.start_ps).max(axis=1) / PS_PER_US
-    return dict(zip(ran.phases, durations.tolist(), strict=True))
+#: A percentile of fewer samples is one of its outermost values.
+_ENOUGH_FOR_P99 = 100
+
+
+def percentile(samples: Sequence[float], percent: float) -> float:
+    """Return a percentile, between samples by linear interpolation."""
+    ordered = sorted(samples)
+    place = (len(ordered) - 1) * percent / 100
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)

@@ -10,7 +10,9 @@ import click
 import msgspec
 
 from bench.records.record import Form
-from bench.suites import DEVICES, SUITES, Grid
+from bench.suites import DEVICES, SUITES, Grid, default_grid, suite
+from bench.timing import Timing
+from comms.errors import UsageError
 from comms.fabric import CrossRail, End, fabric_names, load_fabric
 
 
@@ -200,6 +202,48 @@ GRID_OPTIONS = (
     ),
 )
 
+TIMING_OPTIONS = (
+    click.Option(
+        ["--ranks"],
+        type=_COUNTS,
+        metavar="N,...",
+        help="Ranks of the world, instead of --ranks-per-node. Default on cpu: those launched, or "
+        "2.",
+    ),
+    click.Option(
+        ["--iters", "--iterations", "-n"],
+        "iters",
+        type=click.IntRange(min=0),
+        default=Timing().num_iters,
+        metavar="N",
+        help=f"Timed iterations on real clocks. Default: {Timing().num_iters}.",
+    ),
+    click.Option(
+        ["--warmup", "--warmup-iters", "-w"],
+        "warmup",
+        type=click.IntRange(min=0),
+        default=Timing().num_warmup,
+        metavar="N",
+        help=f"Iterations before them. Default: {Timing().num_warmup}.",
+    ),
+    click.Option(
+        ["--check"],
+        type=click.Choice(["ends", "each"]),
+        default=Timing().check,
+        metavar="ends|each",
+        help="On real clocks, check a run before the iterations and the last of them, or each one "
+        f"on data of its own. Default: {Timing().check}.",
+    ),
+    click.Option(
+        ["--timeout", "-T"],
+        type=click.FloatRange(min=0.1),
+        default=Timing().timeout_s,
+        metavar="SECONDS",
+        help="Longest wait of a kernel or of a rank on real clocks. Default: "
+        f"{Timing().timeout_s:g}.",
+    ),
+)
+
 OUTPUT_OPTIONS = (
     click.Option(["--suite"], metavar="NAME", help="Named suite, see `epbench list`."),
     click.Option(
@@ -215,15 +259,64 @@ OUTPUT_OPTIONS = (
 )
 
 
-def override(grids: tuple[Grid, ...], context: click.Context) -> list[Grid]:
-    """Return the grids with each axis replaced whose flag stands on the command line."""
+def resolve(context: click.Context, launched_ranks: int | None) -> list[Grid]:
+    """Return the grids that a command line asks for.
+
+    A flag that is given replaces its axis in every grid of the suite, or of the device's default;
+    `--device` leaves those grids of a suite that are for it.
+
+    Args:
+        context: the parsed command.
+        launched_ranks: ranks that a launcher started, the world of `cpu` where no flag tells it.
+
+    Raises:
+        UsageError: flags that contradict each other.
+    """
+    flags = context.params
     given = {
-        option.name: context.params[option.name]
+        option.name: flags[option.name]
         for option in GRID_OPTIONS
         if option.name
         and context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
     }
+    grids = (default_grid(flags["device"]),)
+    if flags["suite"]:
+        grids = suite(flags["suite"]).grids
+        if "device" in given:
+            grids = tuple(grid for grid in grids if grid.device == given["device"])
+        if not grids:
+            raise UsageError(f"suite {flags['suite']} has nothing for device {flags['device']}")
+    if flags["ranks"] is not None:
+        if "ranks_per_node" in given:
+            raise UsageError("--ranks and --ranks-per-node cannot be given together; give one")
+        given["ranks_per_node"] = _per_node(flags["ranks"], given.get("nodes", (1,)))
+    elif launched_ranks and not flags["suite"] and not {"nodes", "ranks_per_node"} & given.keys():
+        given["ranks_per_node"] = (launched_ranks,)
     return [msgspec.structs.replace(grid, **given) for grid in grids]
+
+
+def timing_of(context: click.Context) -> Timing:
+    """Return how often the command line wants clocks to be read."""
+    flags = context.params
+    return Timing(
+        num_iters=flags["iters"],
+        num_warmup=flags["warmup"],
+        check=flags["check"],
+        timeout_s=flags["timeout"],
+    )
+
+
+def _per_node(world_sizes: tuple[int, ...], nodes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the ranks of a node for worlds of these sizes."""
+    if len(nodes) > 1:
+        raise UsageError(
+            f"--ranks takes one number of --nodes, got {','.join(map(str, nodes))}; "
+            "give --ranks-per-node"
+        )
+    for size in world_sizes:
+        if size % nodes[0]:
+            raise UsageError(f"--ranks must be a multiple of --nodes {nodes[0]}, got {size}")
+    return tuple(size // nodes[0] for size in world_sizes)
 
 
 def catalogue() -> str:

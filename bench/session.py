@@ -1,5 +1,4 @@
-"""A device with the inputs of one case on it: runs operations on new data and checks what they
-leave."""
+"""The data of one case on a device: new inputs for every run, and what its outputs are worth."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,16 +9,19 @@ import numpy.typing as npt
 
 from bench.cases import CaseSpec
 from bench.check import CheckResult, check_combine, check_dispatch
+from bench.traffic.bounds import HalfOp
 from bench.traffic.plan import Plan
 from bench.workloads.routing import Routing
 from bench.workloads.workload import Workload
-from comms.sim.engine import PS_PER_US, Outcome
-from kernels.devices.sim import GUARD_ROWS, SimDevice, World
-from kernels.protocol import COMBINE_OUTPUTS, DISPATCH_OUTPUTS, Form, Granularity, Op, Protocol
+from kernels.devices.base import GUARD_ROWS, Device, World
+from kernels.protocol import COMBINE_OUTPUTS, DISPATCH_OUTPUTS, Form, Granularity, Protocol
 from kernels.reference import Dispatched, RoutingIndex, combine_to, dispatch_to
 from kernels.shape import Shape
 
-OnEvents = Callable[[int, int], None]
+_PS_PER_US = 10**6
+
+Rows = list[npt.NDArray[np.uint8]]
+OpenDevice = Callable[[Protocol, World], Device]
 
 
 @lru_cache(maxsize=1)
@@ -38,25 +40,32 @@ def _plan(workload: Workload, shape: Shape) -> Plan:
     return Plan.of(_routing(workload, shape.world_size, shape.ranks_per_node), shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """One run of an operation.
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """Rows that a run was given, by rank of the whole world; none for an operation not run.
 
     Attributes:
-        phases: name of each launch.
-        outcome: when the launches began and ended.
-        check: what the outputs were worth.
+        x: uint8 `(num_tokens_of_rank, dispatch_row.stride_bytes)`.
+        y: uint8 `(num_recv, combine_row.stride_bytes)`.
+        outputs: regions that were poisoned.
     """
 
-    phases: list[str]
-    outcome: Outcome
-    check: CheckResult
+    x: Rows
+    y: Rows
+    outputs: tuple[str, ...]
 
 
 class Session:
     """The state of one case, from its first run to its last."""
 
-    def __init__(self, spec: CaseSpec, protocol: Protocol) -> None:
+    def __init__(self, spec: CaseSpec, protocol: Protocol, open_device: OpenDevice) -> None:
+        """Write the routing into a new device.
+
+        Args:
+            spec: the case.
+            protocol: its kernel.
+            open_device: makes the device.
+        """
         work, shape = spec.workload, spec.shape()
         # Routing, rows and bytes do not depend on the SM budget: specs that differ in it
         # share them.
@@ -65,81 +74,86 @@ class Session:
         self.plan = _plan(work, shared)
         self.shape = shape
         self._work = work
-        self._form: Form = spec.form
         self._protocol = protocol
         self._index = _index(work, shared, protocol.granularity)
         ranks = range(shape.world_size)
         self._num_tokens = np.array([len(idx) for idx in routing.topk_idx], np.int64)
         self._num_recv = np.array([self._index.num_recv(rank) for rank in ranks], np.int64)
-        skew_ps = np.linspace(0, spec.skew_us * PS_PER_US, shape.world_size).astype(np.int64)
+        skew_ps = np.linspace(0, spec.skew_us * _PS_PER_US, shape.world_size).astype(np.int64)
         capacity = int(self._num_recv.max(initial=0))
         world = World(shape, spec.fabric, self._num_tokens, capacity, skew_ps)
-        self._device = SimDevice(protocol, world)
-        self._num_runs = 0
-        for rank in ranks:
+        self._device = open_device(protocol, world)
+        self._num_loads = 0
+        for rank in self._device.ranks:
             self._write(rank, "topk_idx", routing.topk_idx[rank])
             self._write(rank, "topk_weights", routing.topk_weights[rank])
 
-    def run(self, ops: Sequence[Op], on_events: OnEvents, form: Form | None = None) -> Ran:
-        """Run operations in order with no host between them, on new data, and check their outputs.
-
-        Args:
-            ops: `dispatch`, `combine` or both.
-            on_events: called with (events, virtual picoseconds).
-            form: replaces the case's own.
-
-        Raises:
-            TimeoutFailure: the kernels deadlock.
-            EpbenchError: a kernel fails.
-        """
-        self._num_runs += 1
-        salt = self._num_runs
-        x = self._inputs("dispatch" in ops, salt)
-        y = self._outputs_of_experts("combine" in ops, salt)
+    def load(self, ops: Sequence[HalfOp], form: Form) -> Inputs:
+        """Write new data for operations and poison their outputs."""
+        self._num_loads += 1
+        salt = self._num_loads
+        x = self._inputs(salt) if "dispatch" in ops else []
+        y = self._outputs_of_experts(salt) if "combine" in ops else []
         names = [*(DISPATCH_OUTPUTS if x else ()), *(COMBINE_OUTPUTS if y else ())]
-        if (form or self._form) == "cached":
+        if form == "cached":
             # Counts are what the cached form is given.
             names = [name for name in names if name != "recv_counts"]
         self._device.poison(names, self._num_recv)
-        phases, outcome = self._device.run(ops, form or self._form, on_events)
+        return Inputs(x, y, tuple(names))
+
+    def check(self, inputs: Inputs, num_late: npt.NDArray[np.int64]) -> CheckResult:
+        """Return what the outputs of this process's ranks are worth.
+
+        Args:
+            inputs: what `load` returned before the run.
+            num_late: writes after the kernel returned, int64 `(world_size,)`.
+        """
         check = CheckResult()
-        for rank in range(self.shape.world_size):
-            late = int(outcome.num_late[rank])
-            if x:
-                check += self._check_dispatch(rank, x, late)
+        for rank in self._device.ranks:
+            late = int(num_late[rank])
+            if inputs.x:
+                check += self._check_dispatch(rank, inputs.x, late)
                 late = 0
-            if y:
-                check += self._check_combine(rank, y, late)
-        return Ran(phases, outcome, check)
+            if inputs.y:
+                check += self._check_combine(rank, inputs.y, late)
+        return check
+
+    def outputs(self, rank: int, names: Sequence[str]) -> dict[str, npt.NDArray[np.uint8]]:
+        """Return what `load` poisoned of a rank's outputs, rows of bytes by region."""
+        strides = self._device.row_strides()
+        parts = {}
+        for name in names:
+            region = self._device.view(rank, name)
+            stride = strides.get(name, self.shape.combine_row.stride_bytes)
+            if name == "recv_counts":
+                stride = len(region)
+            if name in strides:
+                region = region[: (int(self._num_recv[rank]) + GUARD_ROWS) * stride]
+            parts[name] = region.reshape(-1, stride)
+        return parts
 
     def _write(self, rank: int, name: str, values: npt.NDArray[np.generic]) -> None:
         self._device.view(rank, name)[: values.nbytes] = values.reshape(-1).view(np.uint8)
 
-    def _inputs(self, wanted: bool, salt: int) -> list[npt.NDArray[np.uint8]]:
-        if not wanted:
-            return []
+    def _inputs(self, salt: int) -> Rows:
         rows = [
             self._work.x(rank, int(count), self.shape.dispatch_row, salt)
             for rank, count in enumerate(self._num_tokens)
         ]
-        for rank, own in enumerate(rows):
-            self._write(rank, "x", own)
+        for rank in self._device.ranks:
+            self._write(rank, "x", rows[rank])
         return rows
 
-    def _outputs_of_experts(self, wanted: bool, salt: int) -> list[npt.NDArray[np.uint8]]:
-        if not wanted:
-            return []
+    def _outputs_of_experts(self, salt: int) -> Rows:
         rows = [
             self._work.y(rank, int(count), self.shape.combine_row, salt)
             for rank, count in enumerate(self._num_recv)
         ]
-        for rank, own in enumerate(rows):
-            self._write(rank, "y", own)
+        for rank in self._device.ranks:
+            self._write(rank, "y", rows[rank])
         return rows
 
-    def _check_dispatch(
-        self, rank: int, x: list[npt.NDArray[np.uint8]], num_late: int
-    ) -> CheckResult:
+    def _check_dispatch(self, rank: int, x: Rows, num_late: int) -> CheckResult:
         expected = dispatch_to(rank, x, self._index)
         num_rows = int(self._num_recv[rank]) + GUARD_ROWS
         num_ids = expected.recv_topk_idx.shape[1]
@@ -157,9 +171,7 @@ class Session:
         )
         return check_dispatch(rank, found, expected, index=self._index, num_late=num_late)
 
-    def _check_combine(
-        self, rank: int, y: list[npt.NDArray[np.uint8]], num_late: int
-    ) -> CheckResult:
+    def _check_combine(self, rank: int, y: Rows, num_late: int) -> CheckResult:
         expected = combine_to(rank, y, self._index, hops=self._protocol.hops)
         found = self._device.view(rank, "out")[: expected.size].reshape(expected.shape)
         return check_combine(rank, found, expected, num_late=num_late)

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from bench.workloads.workload import Workload
 
 #: Devices that exist, with what they are for.
-DEVICES = {"sim": "predictions in virtual time, anywhere"}
+DEVICES = {
+    "sim": "predictions in virtual time, anywhere",
+    "cpu": "the same kernels in real memory, an MPI process per rank, on real clocks",
+}
 
 
 class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,9 +57,40 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     skew_us: float = 0.0
     prefix: int | None = 192
 
+    @property
+    def world_size(self) -> int:
+        """Ranks of the largest world of the grid."""
+        return max(self.nodes) * max(self.ranks_per_node)
+
     def axes(self) -> dict[str, AxisValue | list[AxisValue]]:
         """Return the axes as plain values, for the record."""
         return msgspec.convert(msgspec.to_builtins(self), dict[str, AxisValue | list[AxisValue]])
+
+
+#: What a run on a device is where nobody says otherwise. On `cpu` nothing caps, rows move whole,
+#: an SM is a thread, and the baseline is the library itself and not the model of another.
+DEFAULTS = {
+    "sim": Grid(kernel=("direct", "nccl_like")),
+    "cpu": Grid(
+        device="cpu",
+        kernel=("direct", "mpi"),
+        fabric=("uncapped",),
+        ranks_per_node=(2,),
+        num_sms=(1,),
+        prefix=None,
+    ),
+}
+
+
+def default_grid(device: str) -> Grid:
+    """Return the grid that flags replace axes of.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    if device not in DEFAULTS:
+        raise UsageError(f"no device {device!r} here; devices that exist: {', '.join(DEVICES)}")
+    return DEFAULTS[device]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +135,18 @@ def _worlds(*, tokens_over_nodes: int, sm_copy: tuple[End, ...] = ("mid",)) -> t
     )
 
 
+#: On real clocks: full rows of a model that fits any machine, a rank for each core of a small one
+#: and twice as many.
+_ON_CPU = tuple(
+    msgspec.structs.replace(DEFAULTS["cpu"], ranks_per_node=(ranks,), tokens=(1024,))
+    for ranks in (2, 4)
+)
+
 SUITES = {
     "main": Suite(
-        "H800, DeepSeek-V3: EP8 with 4096 tokens per rank, EP16 (2 nodes x 8) with 1024",
-        _worlds(tokens_over_nodes=1024),
+        "H800, DeepSeek-V3: EP8 with 4096 tokens per rank, EP16 (2 nodes x 8) with 1024; then 2 "
+        "and 4 ranks of this machine's cores",
+        (*_worlds(tokens_over_nodes=1024), *_ON_CPU),
     ),
     "quick": Suite(
         "H800, DeepSeek-V3: EP8 and EP16 with 128 tokens per rank and 8 SMs",
@@ -114,6 +156,7 @@ SUITES = {
             for kernel, num_sms in (("direct", (8,)), ("nccl_like", (8, LIBRARY_SMS)))
         ),
     ),
+    "cpu": Suite("2 and 4 ranks of this machine's cores, 1024 tokens per rank", _ON_CPU),
     "reference": Suite(
         "main with 4096 tokens everywhere, over the range of an SM's copy rate: results/reference",
         _worlds(tokens_over_nodes=4096, sm_copy=("mid", "low", "high")),
@@ -146,10 +189,7 @@ def expand(grids: Iterable[Grid]) -> list[CaseSpec]:
 
 
 def _expand_one(grid: Grid) -> list[CaseSpec]:
-    if grid.device not in DEVICES:
-        raise UsageError(
-            f"no device {grid.device!r} here; devices that exist: {', '.join(DEVICES)}"
-        )
+    _refuse_axes(grid)
     variants = _kernel_variants(grid.kernel)
     fabrics = [
         load_fabric(name, cross_rail=grid.cross_rail).at(end)
@@ -183,12 +223,27 @@ def _expand_one(grid: Grid) -> list[CaseSpec]:
     ]
     for spec in specs:
         spec.shape()
-        if spec.num_sms > spec.fabric.num_sms:
+        if spec.device == "sim" and spec.num_sms > spec.fabric.num_sms:
             raise UsageError(
                 f"num_sms must be at most the {spec.fabric.num_sms} SMs of {spec.fabric.gpu}, "
                 f"got {spec.num_sms}"
             )
     return specs
+
+
+def _refuse_axes(grid: Grid) -> None:
+    """Refuse axes that a device does not have."""
+    expected = default_grid(grid.device)
+    if grid.device == "sim":
+        return
+    for axis in ("fabric", "sm_copy", "skew_us", "prefix"):
+        value, only = getattr(grid, axis), getattr(expected, axis)
+        if value != only:
+            told = {None: "full"}.get(only, ",".join(only) if isinstance(only, tuple) else only)
+            raise UsageError(
+                f"{axis} must be {told} on device {grid.device}, whose clocks, links and rows are "
+                f"real, got {value}"
+            )
 
 
 def _workloads(grid: Grid) -> list[Workload]:

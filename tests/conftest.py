@@ -23,7 +23,11 @@ from bench.records.record import (
 )
 
 OPS: tuple[Op, ...] = ("dispatch", "combine", "pair")
-VARIANTS = {"direct": ["pull", "push"], "nccl_like": ["selection", "dedup"]}
+VARIANTS = {
+    "direct": ["pull", "push"],
+    "nccl_like": ["selection", "dedup"],
+    "mpi": ["selection", "dedup"],
+}
 
 RunSpec = Callable[[CaseSpec, Callable[[str, float], None]], list[Case]]
 
@@ -92,7 +96,7 @@ def specs(fakes: object) -> list[CaseSpec]:
     """Every variant of the fake kernels at 8 and 16 SMs of an H800 node."""
     from bench.suites import Grid, expand
 
-    return expand([Grid(num_sms=(8, 16))])
+    return expand([Grid(kernel=("direct", "nccl_like"), num_sms=(8, 16))])
 
 
 @pytest.fixture

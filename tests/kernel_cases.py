@@ -11,11 +11,19 @@ from bench.cases import CaseSpec
 from bench.records.record import Form, Op
 from bench.suites import Grid, expand
 from bench.workloads.presets import PRESETS
-from kernels.registry import kernel_names, variants
+from kernels.registry import find_protocol, kernel_names, variants
 from kernels.rows import row_bytes
 
-#: Every kernel with each of its variants.
-PROTOCOLS = tuple((kernel, variant) for kernel in kernel_names() for variant in variants(kernel))
+
+def protocols(device: str) -> tuple[tuple[str, str], ...]:
+    """Return every kernel of a device with each of its variants there."""
+    return tuple(
+        (kernel, variant)
+        for kernel in kernel_names()
+        for variant in variants(kernel)
+        if device in find_protocol(kernel, variant).devices
+    )
+
 
 NO_PATH = "cross_rail = forbidden"
 ONE_NODE = "one node only"

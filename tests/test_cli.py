@@ -140,14 +140,21 @@ def test_kernel_without_variant_means_all_of_them(fakes: Fakes) -> None:
 
 
 def test_lists_multiply_and_repeats_run_once(fakes: Fakes) -> None:
-    grid = Grid(nodes=(1, 2), tokens=(64, 128), num_sms=(4, 8, 8), form=("fresh", "cached"))
+    grid = Grid(
+        kernel=("direct", "nccl_like"),
+        nodes=(1, 2),
+        tokens=(64, 128),
+        num_sms=(4, 8, 8),
+        form=("fresh", "cached"),
+    )
     specs = expand([grid, grid])
     assert len(specs) == 4 * 2 * 2 * 2 * 2
     assert len({spec.case_id("pair") for spec in specs}) == len(specs)
 
 
 def test_suite_keeps_its_axes_but_for_the_flags_given(fakes: Fakes, in_tmp: Path) -> None:
-    assert main(["run", "--suite", "main", "--kernel", "direct/pull", "--tokens", "64"]) == 0
+    flags = ["--device", "sim", "--kernel", "direct/pull", "--tokens", "64"]
+    assert main(["run", "--suite", "main", *flags]) == 0
     (run,) = stored()
     assert {(case.world_size, case.num_sms) for case in run.cases} == {
         (8, 8),
@@ -166,9 +173,20 @@ def test_default_prefix_is_that_of_the_rows() -> None:
 
 @pytest.mark.parametrize("name", SUITES)
 def test_suites_expand(fakes: Fakes, name: str) -> None:
+    worlds = {"sim": {8, 16}, "cpu": {2, 4}}
+    kernels = {"sim": {"direct", "nccl_like"}, "cpu": {"direct", "mpi"}}
     specs = expand(SUITES[name].grids)
-    assert {spec.world_size for spec in specs} == {8, 16}
-    assert {spec.kernel for spec in specs} == {"direct", "nccl_like"}
+    for device in {spec.device for spec in specs}:
+        own = [spec for spec in specs if spec.device == device]
+        assert {spec.world_size for spec in own} == worlds[device]
+        assert {spec.kernel for spec in own} == kernels[device]
+
+
+def test_a_suite_has_nothing_for_a_device(
+    fakes: Fakes, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--suite", "quick", "--device", "cpu"]) == 2
+    assert "nothing for device cpu" in capsys.readouterr().err
 
 
 def test_same_command_gives_the_same_cases(fakes: Fakes, in_tmp: Path) -> None:

@@ -16,7 +16,8 @@ from engine_world import ROW, Programs, Sandbox, Step
 
 from comms.fabric import load_fabric
 from kernels import direct
-from kernels.devices.sim import SimDevice, World
+from kernels.devices.base import World
+from kernels.devices.sim import SimDevice
 from kernels.protocol import Form, KernelLaunch, Op
 from kernels.shape import Shape
 

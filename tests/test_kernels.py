@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kernel_cases import CASES, PROTOCOLS, KernelCase, preset_cases, refusal
+from kernel_cases import CASES, KernelCase, preset_cases, protocols, refusal
 from mutants import Mutation, install_mutant
 
 from bench import harness
@@ -16,6 +16,7 @@ from kernels.nccl_like import SELECTION
 from kernels.protocol import Protocol
 
 _PRESETS = preset_cases()
+PROTOCOLS = protocols("sim")
 
 
 def _points(cases: dict[str, KernelCase]) -> list[object]:
@@ -69,7 +70,7 @@ def test_a_pair_checks_both_halves(kernel: str, variant: str, tmp_path: Path) ->
 
 
 _DISPATCH, _PULL = "kernels.direct.dispatch", "kernels.direct.combine_pull"
-_PUSH, _UNPACK = "kernels.direct.combine_push", "kernels.nccl_like.unpack"
+_PUSH, _UNPACK = "kernels.direct.combine_push", "kernels.packing.unpack"
 #: Tokens spread over 4 ranks, and a matrix by which rank 1 sends nothing and is done early.
 _EVEN = KernelCase(Grid(tokens=(24,), ranks_per_node=(4,), num_sms=(2,)))
 _UNEVEN = replace(CASES["matrix"], num_rows=None)

@@ -6,9 +6,9 @@ from functools import partial
 import msgspec
 import pytest
 from golden_times import GOLDEN, GRIDS, times_us
-from kernel_cases import PROTOCOLS
+from kernel_cases import protocols
 
-from bench import session
+from bench import predicted
 from bench.harness import run_spec
 from bench.records.record import Case
 from bench.suites import Grid, expand
@@ -30,7 +30,7 @@ def _row(rows: list[Case], op: str) -> Case:
     return row
 
 
-@pytest.mark.parametrize(("kernel", "variant"), PROTOCOLS)
+@pytest.mark.parametrize(("kernel", "variant"), protocols("sim"))
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_the_same_seed_gives_the_same_prediction(kernel: str, variant: str, nodes: int) -> None:
     axes = {"kernel": (f"{kernel}/{variant}",), "nodes": (nodes,), "ranks_per_node": (4,)}
@@ -81,7 +81,7 @@ def test_nothing_is_faster_than_its_bound(axes: dict[str, object]) -> None:
         assert row.time_us >= row.bound_best_us, row.case_id
 
 
-@pytest.mark.parametrize(("kernel", "variant"), PROTOCOLS)
+@pytest.mark.parametrize(("kernel", "variant"), protocols("sim"))
 def test_ports_carry_no_more_than_their_caps(kernel: str, variant: str) -> None:
     rows = _rows(
         _SMALL, kernel=(f"{kernel}/{variant}",), nodes=(1, 2), ranks_per_node=(4,), num_sms=(16,)
@@ -104,7 +104,7 @@ def test_where_nothing_caps_there_is_no_efficiency() -> None:
 def test_one_warp_of_an_sm_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     axes = {"kernel": ("direct/pull",), "tokens": (512,), "num_sms": (8,), "seed": 5}
     many = _rows(Grid(), **axes)
-    monkeypatch.setattr(session, "SimDevice", partial(SimDevice, num_warps=1))
+    monkeypatch.setattr(predicted, "SimDevice", partial(SimDevice, num_warps=1))
     one = _rows(Grid(), **axes)
     for op in ("dispatch", "combine"):
         full, alone = _row(many, op).efficiency, _row(one, op).efficiency
@@ -126,7 +126,7 @@ def test_more_sms_are_never_slower(variant: str) -> None:
         assert found[-1] < 0.6 * found[0], (op, found)
 
 
-@pytest.mark.parametrize(("kernel", "variant"), PROTOCOLS)
+@pytest.mark.parametrize(("kernel", "variant"), protocols("sim"))
 def test_slower_sms_are_slower(kernel: str, variant: str) -> None:
     ends = [
         _rows(

@@ -148,7 +148,8 @@ def _exchange(case: SpeedCase) -> _Exchange:
 
 def _device(case: SpeedCase, exchange: _Exchange) -> SimDevice:
     from kernels import direct
-    from kernels.devices.sim import SimDevice, World
+    from kernels.devices.base import World
+    from kernels.devices.sim import SimDevice
 
     shape, workload = exchange.shape, exchange.workload
     num_recv = exchange.plan.copies.sum(axis=0)

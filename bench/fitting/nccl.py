@@ -23,7 +23,8 @@ from bench.workloads.workload import Workload
 from comms.errors import EpbenchError
 from comms.fabric import load_fabric
 from comms.sim.engine import PS_PER_US, Outcome
-from kernels.devices.sim import SimDevice, World
+from kernels.devices.base import World
+from kernels.devices.sim import SimDevice
 from kernels.nccl_like import DEDUP, NUM_PAIRS, constants
 from kernels.protocol import Protocol
 from kernels.shape import Shape

@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from comms.fabric import FABRICS_DIR
 VERSION = "0.1.0"
 
 #: Packages whose version can change a result.
-RECORDED_PACKAGES = ("llvmlite", "ml_dtypes", "msgspec", "numba", "numpy")
+RECORDED_PACKAGES = ("llvmlite", "ml_dtypes", "mpi4py", "msgspec", "numba", "numpy")
 #: Variables that change compiled code or its threads.
 RECORDED_VARIABLES = (
     "NUMBA_BOUNDSCHECK",
@@ -60,19 +61,23 @@ def environment() -> Environment:
     )
 
 
-def machine_id(device: str) -> str:
+def machine_id(devices: Sequence[str]) -> str:
     """Return the folder name under which comparable runs are kept.
 
     A simulated time depends on the constants of the profiles and not on the host, so for `sim` this
     is a hash over the contents of all profiles: runs under other constants land in another folder.
+    Times of other devices depend on the machine, whose processor is hashed, too.
 
     Args:
-        device: `"sim"`.
+        devices: devices of the run's cases.
     """
     digest = hashlib.sha256()
-    for path in sorted(FABRICS_DIR.glob("*.toml")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"{device}-{digest.hexdigest()[:8]}"
+    if "sim" in devices:
+        for path in sorted(FABRICS_DIR.glob("*.toml")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    if set(devices) - {"sim"}:
+        digest.update(f"{_cpu_model()} {os.cpu_count()}".encode())
+    return f"{'-'.join(devices)}-{digest.hexdigest()[:8]}"
 
 
 def _git(*args: str) -> str | None:

@@ -9,8 +9,10 @@ from typing import Literal
 
 import msgspec
 
+from bench.timing import Timing
+
 SCHEMA = "epbench-run"
-SCHEMA_VERSION = "1.0.0"
+SCHEMA_VERSION = "1.1.0"
 
 Impl = Literal["numba", "cupy", "library"]
 Form = Literal["fresh", "cached"]
@@ -79,7 +81,13 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         reason: one sentence, null where the case passed.
         time_us: median over iterations of the maximum over ranks, null where nothing was timed.
         samples_us: the iterations behind `time_us`.
-        skew_pct: how much later the last rank ends than the first, relative to `time_us`.
+        p5_us: percentile of those, `p95_us` likewise, null for a single one.
+        p99_us: percentile, null for fewer than 100.
+        skew_pct: how much later the last rank ends than the first, relative to `time_us`; where
+            ranks have clocks of their own, how far their median times are apart.
+        rank_us: each rank's own median time, empty for a simulated world.
+        memcpy_us: time of `memcpy` of the bytes that a rank receives, by as many processes at once,
+            interleaved with the iterations; null where none was timed.
         bound_own_us: least time for the bytes that this kernel must move.
         bound_best_us: least time under the best known routing.
         efficiency: `bound_own_us / time_us`, null where nothing caps or nothing was timed.
@@ -121,7 +129,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     check: Check
     time_us: float | None = None
     samples_us: list[float] = []
+    p5_us: float | None = None
+    p95_us: float | None = None
+    p99_us: float | None = None
     skew_pct: float | None = None
+    rank_us: list[float] = []
+    memcpy_us: float | None = None
     bound_own_us: float | None = None
     bound_best_us: float | None = None
     efficiency: float | None = None
@@ -149,7 +162,11 @@ class Tool(msgspec.Struct, frozen=True):
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """Where the run happened: only what is listed here, never the whole environment."""
+    """Where the run happened: only what is listed here, never the whole environment.
+
+    Attributes:
+        mpi: library of the ranks, null where no case needed them.
+    """
 
     os: str
     kernel: str
@@ -159,6 +176,7 @@ class Environment(msgspec.Struct, frozen=True):
     python: str
     packages: dict[str, str]
     env: dict[str, str]
+    mpi: str | None = None
 
 
 class Rank(msgspec.Struct, frozen=True):
@@ -171,10 +189,15 @@ class Rank(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """The resolved request: each grid maps an axis to its value or values."""
+    """The resolved request: each grid maps an axis to its value or values.
+
+    Attributes:
+        timing: how cases on real clocks were timed, null where none were asked for.
+    """
 
     suite: str | None
     grids: list[dict[str, AxisValue | list[AxisValue]]]
+    timing: Timing | None = None
 
 
 class Run(msgspec.Struct, kw_only=True):

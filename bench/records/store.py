@@ -6,29 +6,31 @@ A reader never sees half a file; what a failed write leaves is the version befor
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from bench.records.environment import environment, machine_id, tool
-from bench.records.record import Case, Config, Run, decode_run, encode_run
+from bench.records.record import Case, Config, Rank, Run, decode_run, encode_run
 from comms.errors import RuntimeFailure, UsageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def new_run(device: str, argv: list[str], config: Config) -> Run:
+def new_run(devices: Sequence[str], argv: list[str], config: Config) -> Run:
     """Return the header of a run that starts now, without cases.
 
     Args:
-        device: device of its cases.
+        devices: devices of its cases.
         argv: command line, beginning with the program's name and not with its path.
         config: the resolved request.
     """
     return Run(
         tool=tool(),
         run_id=str(uuid.uuid4()),
-        machine_id=machine_id(device),
+        machine_id=machine_id(devices),
         start_time=_now(),
         argv=argv,
         config=config,
@@ -83,6 +85,11 @@ class RunStore:
                 raise UsageError(
                     f"cannot write --json {json}: {_why(error)}; choose a file in a writable folder"
                 ) from error
+
+    def set_ranks(self, ranks: list[Rank], mpi: str) -> None:
+        """Note the processes of the run and their MPI library, to be written with the next case."""
+        self.run.ranks = ranks
+        self.run.environment = msgspec.structs.replace(self.run.environment, mpi=mpi)
 
     def add(self, cases: Iterable[Case]) -> None:
         """Append cases and rewrite the files.

@@ -1,0 +1,221 @@
+"""Cases on devices with real clocks and a process per rank: check, agree, time, check again.
+
+Every rank of the case's world makes the same calls. Ranks meet before each iteration, on the device
+and outside its time; an iteration's time is the slowest rank's.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.cases import CaseSpec
+from bench.check import CheckResult
+from bench.harness import Observed, Progress
+from bench.session import Inputs, Session
+from bench.timing import Timing
+from bench.traffic.account import Account
+from bench.traffic.bounds import HalfOp
+from comms.cpu.machine import ProgramFailed
+from comms.errors import EpbenchError, TimeoutFailure
+from comms.mpi.control import Control
+from comms.mpi.ranks import Ranks
+from comms.waits import describe_waits
+from kernels.devices.base import World
+from kernels.devices.cpu import CpuDevice, Limits, Timed
+from kernels.protocol import Form, Protocol
+
+_NS_PER_US = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The ranks that run cases together, and what they agreed on before.
+
+    Attributes:
+        ranks: the world of the case.
+        control: the page of the whole job.
+        timing: how often to run what.
+        watch: called with what this rank does next, before anything that may take long.
+    """
+
+    ranks: Ranks
+    control: Control
+    timing: Timing
+    watch: Callable[[str], None]
+
+
+class Measured:
+    """A case on the ranks of a team."""
+
+    def __init__(self, spec: CaseSpec, protocol: Protocol, team: Team) -> None:
+        self._team = team
+        self._form: Form = spec.form
+        self._label = f"{spec.kernel}/{spec.variant}"
+        self._watch("allocation")
+        self._session = Session(spec, protocol, self._open)
+        self.account = Account(self._session.plan, self._session.shape, spec.fabric, protocol)
+
+    def first_dispatch(self) -> None:
+        """Run the dispatch that later operations build on."""
+        with self._agreeing():
+            self._watch("first run", ["dispatch"])
+            self._session.load(["dispatch"], "fresh")
+            self._device.run(["dispatch"], "fresh")
+
+    def observe(self, halves: Sequence[HalfOp], on_progress: Progress) -> Observed:
+        """Check operations, time them if all ranks find them right, and check them again."""
+        timing = self._team.timing
+        on_progress("check", 0.0)
+        check = self._checked_run(halves)[1]
+        if check.num_wrong or timing.num_iters == 0:
+            return Observed(check, [], {}, 0.0, [])
+        if timing.check == "each":
+            return self._observe_each(halves, check, on_progress)
+        times: list[Timed] = []
+        copies_ns: list[int] = []
+        num_bytes = self.account.received_bytes(self._team.ranks.rank, halves)
+        total = timing.num_warmup + timing.num_iters
+        with self._agreeing():
+            self._watch("inputs", halves)
+            inputs = self._session.load(halves, self._form)
+            with _no_collection():
+                for iteration in range(total):
+                    self._watch(f"iteration {iteration}", halves)
+                    # The copy goes first, so that the last outputs stay for the check.
+                    copied_ns = self._device.copy_plain(num_bytes)
+                    timed = self._device.run(list(halves), self._form)
+                    if iteration >= timing.num_warmup:
+                        times.append(timed)
+                        copies_ns.append(copied_ns)
+                    on_progress("timing", iteration / total)
+        check += self._check(halves, inputs, {})
+        return self._summary(times, check, copies_ns)
+
+    def _observe_each(
+        self, halves: Sequence[HalfOp], check: CheckResult, on_progress: Progress
+    ) -> Observed:
+        """Give every iteration new data and check what it leaves."""
+        num_iters = self._team.timing.num_iters
+        times = []
+        for iteration in range(num_iters):
+            timed, result = self._checked_run(halves)
+            check += result
+            times.append(timed)
+            on_progress("timing and checking", iteration / num_iters)
+        return self._summary(times, check, [])
+
+    def _checked_run(self, halves: Sequence[HalfOp]) -> tuple[Timed, CheckResult]:
+        """Run on new data and return what all ranks found."""
+        with self._agreeing():
+            self._watch("inputs", halves)
+            inputs = self._session.load(halves, self._form)
+            self._watch("checked run", halves)
+            timed = self._device.run(list(halves), self._form)
+            # Outputs count as they stand now: what a peer still writes comes too late.
+            at_end = self._session.outputs(self._team.ranks.rank, inputs.outputs)
+            at_end = {name: rows.copy() for name, rows in at_end.items()}
+        return timed, self._check(halves, inputs, at_end)
+
+    def _check(
+        self,
+        halves: Sequence[HalfOp],
+        inputs: Inputs,
+        at_end: dict[str, npt.NDArray[np.uint8]],
+    ) -> CheckResult:
+        """Return the check of all ranks: outputs against the oracle, and what came after them."""
+        ranks = self._team.ranks
+        self._watch("check", halves)
+        ranks.comm.Barrier()
+        late = np.zeros(ranks.world_size, np.int64)
+        for name, now in self._session.outputs(ranks.rank, list(at_end)).items():
+            late[ranks.rank] += np.count_nonzero((now != at_end[name]).any(axis=1))
+        own = self._session.check(inputs, late)
+        self._watch("agreement", halves)
+        return sum(ranks.comm.allgather(own), start=CheckResult())
+
+    def _summary(
+        self, times: Sequence[Timed], check: CheckResult, copies_ns: Sequence[int]
+    ) -> Observed:
+        """Reduce over ranks: each iteration by its slowest, a rank by its median iteration."""
+        own_ns = np.array([timed.end_ns.max() - timed.begun_ns for timed in times])
+        phases_ns = np.array([timed.end_ns - timed.start_ns for timed in times])
+        gathered = self._team.ranks.comm.allgather((own_ns, phases_ns, np.array(copies_ns)))
+        all_ns, all_phases_ns, all_copies_ns = (
+            np.stack(part) / _NS_PER_US for part in zip(*gathered, strict=True)
+        )
+        rank_us = np.median(all_ns, axis=1)
+        samples_us = all_ns.max(axis=0)
+        phases_us = np.median(all_phases_ns.max(axis=0), axis=0)
+        return Observed(
+            check=check,
+            samples_us=samples_us.tolist(),
+            phases_us=dict(zip(times[0].phases, phases_us.tolist(), strict=True)),
+            skew_pct=100 * float(np.ptp(rank_us) / np.median(samples_us)),
+            rank_us=rank_us.tolist(),
+            memcpy_us=float(np.median(all_copies_ns.max(axis=0))) if copies_ns else None,
+        )
+
+    def close(self) -> None:
+        """Free the windows; collective."""
+        self._watch("release")
+        self._device.close()
+
+    def _open(self, protocol: Protocol, world: World) -> CpuDevice:
+        limits = Limits(self._team.control.abort_address, self._team.timing.timeout_s)
+        self._device = CpuDevice(protocol, world, self._team.ranks, limits)
+        return self._device
+
+    def _watch(self, what: str, halves: Sequence[HalfOp] = ()) -> None:
+        op = "pair" if len(halves) > 1 else "".join(halves)
+        self._team.watch(" ".join(filter(None, (self._label, op, what))))
+
+    @contextmanager
+    def _agreeing(self) -> Iterator[None]:
+        """Let all ranks leave together, with one error if a kernel failed on any of them.
+
+        Raises:
+            TimeoutFailure: a kernel's wait reached its limit.
+            EpbenchError: a kernel failed.
+        """
+        failure: ProgramFailed | None = None
+        try:
+            yield
+        except ProgramFailed as error:
+            failure = error
+        ranks, control = self._team.ranks, self._team.control
+        self._watch("agreement")
+        failures = [one for one in ranks.comm.allgather(failure) if one is not None]
+        if not failures:
+            return
+        # Every kernel has ended: the next case may wait again.
+        if ranks.rank == 0:
+            control.clear_abort()
+        ranks.comm.Barrier()
+        raise _one_error(failures)
+
+
+def _one_error(failures: Sequence[ProgramFailed]) -> EpbenchError:
+    """Return the cause's error, with what the warps of all ranks waited for."""
+    cause = next((one for one in failures if one.is_cause), failures[0])
+    if not cause.is_timeout:
+        return EpbenchError(str(cause))
+    waits = [wait for one in failures for wait in one.waits]
+    return TimeoutFailure(describe_waits(str(cause), waits) if waits else str(cause))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python's garbage collector out of what is timed."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

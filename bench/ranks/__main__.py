@@ -1,0 +1,68 @@
+"""One rank of a job that `epbench run` started: `python -m bench.ranks FOLDER`."""
+
+import sys
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from bench.cases import CaseSpec
+from bench.ranks.rank import run_rank
+from bench.ranks.request import FAILURE, NEWS, REQUEST, Failure, News, Request
+from bench.ranks.supervisor import Supervisor
+from bench.records.record import Case, Rank
+from bench.records.store import write_atomic
+from bench.suites import expand
+
+
+class _NewsSink:
+    """Tells the parent."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def begin(self, spec: CaseSpec) -> None:
+        """Say nothing: the parent knows the order."""
+
+    def update(self, stage: str, fraction: float) -> None:
+        """Tell the stage."""
+        self._tell(News(stage=stage, fraction=fraction))
+
+    def end(self, spec: CaseSpec, cases: list[Case]) -> None:
+        """Tell the cases."""
+        self._tell(News(cases=cases))
+
+    def tell_ranks(self, ranks: list[Rank], library: str) -> None:
+        """Tell who the ranks are."""
+        self._tell(News(ranks=ranks, library=library))
+
+    def _tell(self, news: News) -> None:
+        self._file.write(msgspec.json.encode(news) + b"\n")
+        self._file.flush()
+
+
+def main(folder: Path) -> int:
+    """Run as one rank and return the exit code."""
+    request = msgspec.json.decode((folder / REQUEST).read_bytes(), type=Request)
+
+    def tell(exit_code: int, sentence: str) -> None:
+        write_atomic(folder / FAILURE, msgspec.json.encode(Failure(exit_code, sentence)))
+
+    supervisor = Supervisor(timeout_s=request.timing.timeout_s, tell=tell, parent=request.parent)
+
+    def work() -> int:
+        specs = [spec for spec in expand(request.grids) if spec.device != "sim"]
+        with (folder / NEWS).open("ab") as file:
+            sink = _NewsSink(file)
+
+            def open_sink(ranks: list[Rank], library: str) -> _NewsSink:
+                sink.tell_ranks(ranks, library)
+                return sink
+
+            return run_rank(supervisor, specs, request.timing, open_sink, lambda _: 0)
+
+    return supervisor.run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

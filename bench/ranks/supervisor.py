@@ -1,0 +1,165 @@
+"""Each rank's main thread: it watches while the work is done on another thread.
+
+Signals reach Python code on the main thread only, and not while that is inside compiled code or
+MPI; so the main thread does neither. It ends its process when a signal comes, when another rank
+has died or has ended the job, or when its own work makes no step for too long. The first rank to
+see a cause claims it on the shared page and tells it; all exit with its code.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from comms.errors import EpbenchError, Interrupted, TimeoutFailure
+
+if TYPE_CHECKING:
+    from comms.mpi.control import Control
+
+_LOOK_S = 0.02
+#: How much later than a kernel's wait a rank's step is over: the kernel's report says more.
+_MARGIN_S = 2.0
+#: How long the rank that tells the cause waits for the others, so that all leave with one code.
+_LEAVE_S = 1.0
+
+
+class Supervisor:
+    """Watches over one rank.
+
+    Attributes:
+        control: the page shared with the other ranks, None until they have met.
+        save: keeps what is done so far; returns words about it.
+    """
+
+    def __init__(
+        self, *, timeout_s: float, tell: Callable[[int, str], None], parent: int | None = None
+    ) -> None:
+        """Start the clock.
+
+        Args:
+            timeout_s: longest wait of a kernel; a step may take a little more.
+            tell: called with exit code and sentence by the rank that ends the job.
+            parent: process without which the job has no purpose.
+        """
+        from comms.mpi.control import start_time
+
+        self.control: Control | None = None
+        self.save: Callable[[], str] = str
+        self._tell = tell
+        self._limit_s = timeout_s + _MARGIN_S
+        self._parent = None if parent is None else (parent, start_time(parent))
+        self._lock = threading.RLock()
+        self._is_saved = False
+        self._signal: int | None = None
+        self._stage = "start"
+        self._deadline = time.monotonic() + self._limit_s
+        self._result: int | None = None
+        self._failure: tuple[int, str] | None = None
+
+    def watch(self, stage: str) -> None:
+        """Note the step that the work is at; it has its own time limit."""
+        self._stage = stage
+        self._deadline = time.monotonic() + self._limit_s
+        if self.control is not None:
+            self.control.set_stage(stage)
+
+    def detach(self) -> None:
+        """Look at the shared page no more."""
+        with self._lock:
+            self.control = None
+
+    def rest(self) -> None:
+        """Note that the work waits for its turn, for as long as that takes."""
+        self.watch("its turn")
+        self._deadline = float("inf")
+
+    def run(self, work: Callable[[], int]) -> int:
+        """Do the work on another thread and return its exit code; ends the process otherwise."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+        thread = threading.Thread(target=self._work, args=(work,), daemon=True, name="work")
+        thread.start()
+        while thread.is_alive():
+            thread.join(_LOOK_S)
+            self._look()
+        if self._failure is not None:
+            self._end(*self._failure)
+        assert self._result is not None
+        return self._result
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._signal = number
+
+    def _work(self, work: Callable[[], int]) -> None:
+        try:
+            self._result = work()
+        except EpbenchError as error:
+            self._failure = (error.exit_code, str(error))
+        except BaseException as error:  # noqa: BLE001
+            where = "" if self.control is None else f" in {self._stage}"
+            sentence = f"internal error{where}: {type(error).__name__}: {error}"
+            self._failure = (EpbenchError.exit_code, sentence)
+
+    def _look(self) -> None:
+        from comms.mpi.control import start_time
+
+        with self._lock:
+            control = self.control
+            if control is not None:
+                if control.exit_code():
+                    self._leave(control.exit_code())
+                if dead := control.dead_ranks():
+                    self._end(TimeoutFailure.exit_code, _describe_dead(control, dead))
+            if self._signal is not None:
+                name = "Ctrl-C" if self._signal == signal.SIGINT else "SIGTERM"
+                self._end(Interrupted.exit_code, f"interrupted by {name} at {self._stage}")
+            if self._parent is not None and start_time(self._parent[0]) != self._parent[1]:
+                self._end(TimeoutFailure.exit_code, "the process that started the ranks is gone")
+            if time.monotonic() > self._deadline:
+                self._end(TimeoutFailure.exit_code, self._describe_late())
+
+    def _describe_late(self) -> str:
+        waited = f"no step for {self._limit_s:g} s at {self._stage}"
+        control = self.control
+        if control is None:
+            return f"{waited}: not every rank that was launched has come, or MPI cannot start"
+        others = {rank: control.stage(rank) for rank in range(control.world_size)}
+        behind = {rank: stage for rank, stage in others.items() if stage != self._stage}
+        told = "; ".join(f"rank {rank} is at {stage}" for rank, stage in behind.items())
+        return f"{waited}: {told or 'every rank is there'}"
+
+    def _end(self, exit_code: int, sentence: str) -> NoReturn:
+        """End the job because of this rank, unless another has ended it."""
+        if self.control is not None and not self.control.claim_exit(exit_code):
+            self._leave(self.control.exit_code())
+        kept = self._save()
+        self._tell(exit_code, f"{sentence}; {kept}" if kept else sentence)
+        self._leave(exit_code)
+
+    def _leave(self, exit_code: int) -> NoReturn:
+        self._save()
+        if self.control is not None:
+            self.control.set_leaving()
+            end = time.monotonic() + _LEAVE_S
+            while not self.control.all_leaving() and time.monotonic() < end:
+                time.sleep(_LOOK_S)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+
+    def _save(self) -> str:
+        if self._is_saved:
+            return ""
+        self._is_saved = True
+        return self.save()
+
+
+def _describe_dead(control: Control, dead: list[int]) -> str:
+    ranks = ", ".join(f"rank {rank} at {control.stage(rank) or 'start'}" for rank in dead)
+    return f"{'a rank' if len(dead) == 1 else 'ranks'} died: {ranks}"

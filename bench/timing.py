@@ -1,0 +1,22 @@
+"""How often clocks are read, and when a wait is over."""
+
+from typing import Literal
+
+import msgspec
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How cases on real clocks are timed; devices in virtual time need none of it.
+
+    Attributes:
+        num_iters: timed iterations.
+        num_warmup: iterations before them.
+        check: `"ends"` checks a run before the iterations and the last of them; `"each"` gives
+            every iteration new data and checks what it leaves.
+        timeout_s: longest wait of a kernel or of a rank.
+    """
+
+    num_iters: int = 30
+    num_warmup: int = 5
+    check: Literal["ends", "each"] = "ends"
+    timeout_s: float = 60.0
