@@ -1,4 +1,4 @@
-"""The command line: `epbench run`, `epbench show` and `epbench list`.
+"""The command line: `epbench run`, `epbench show`, `epbench list` and `epbench doctor`.
 
 Every ending is one sentence on stderr and a documented exit code. What takes long to import is
 imported by the command that needs it.
@@ -7,12 +7,14 @@ imported by the command that needs it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -71,8 +73,8 @@ _TRACEBACK = click.Option(
 def cli() -> None:
     """Benchmark dispatch and combine of expert-parallel MoE models.
 
-    Exit codes: 0 ok, 1 internal error, 2 usage, 3 runtime or disk full, 4 timeout, 5 nothing ran,
-    7 wrong results, 130 interrupted.
+    Exit codes: 0 ok, 1 internal error, 2 usage or launcher, 3 a kernel or library failed or disk
+    full, 4 timeout or dead rank, 5 nothing ran, 7 wrong results, 130 interrupted.
     """
 
 
@@ -167,6 +169,31 @@ def list_() -> None:
         sys.stdout.write(catalogue())
 
 
+@cli.command(params=[_TRACEBACK])
+@click.option("--ranks", type=click.IntRange(min=1), metavar="N", help="Start N ranks, show them.")
+@click.option(
+    "--timeout",
+    "-T",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    metavar="SECONDS",
+    help="Longest that ranks may take to meet. Default: 30.",
+)
+def doctor(ranks: int | None, timeout: float) -> int:
+    """Tell what works here and what to do about the rest.
+
+    A line for each finding begins with ok, note or bad. Under mpirun, mpiexec or srun it shows the
+    ranks that were started.
+    """
+    from bench.doctor import examine
+
+    def say(text: str) -> None:
+        with _stdout():
+            sys.stdout.write(text)
+
+    return examine(say, ranks, timeout)
+
+
 def run_specs(
     specs: Sequence[CaseSpec], run_spec: RunSpec, *, store: RunStore, progress: Progress
 ) -> None:
@@ -187,21 +214,21 @@ def run_specs(
     try:
         for spec in specs:
             progress.begin(spec)
-            cases = run_spec(spec, progress.update)
+            try:
+                cases = run_spec(spec, progress.update)
+            except EpbenchError as error:
+                store.finish(complete=False)
+                raise type(error)(f"{error}; results so far: {store.path}") from error
             store.add(cases)
             num_done += 1
             progress.end(spec, cases)
         store.finish(complete=True)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         store.finish(complete=False)
         raise Interrupted(
-            f"interrupted after {num_done} of {len(specs)} specs; results so far: {store.path}"
+            f"{_interruption(interrupt)} after {num_done} of {len(specs)} specs; "
+            f"results so far: {store.path}"
         ) from None
-    except RuntimeFailure:
-        raise
-    except EpbenchError as error:
-        store.finish(complete=False)
-        raise type(error)(f"{error}; results so far: {store.path}") from error
 
 
 def raise_for_status(cases: Sequence[Case]) -> None:
@@ -210,10 +237,10 @@ def raise_for_status(cases: Sequence[Case]) -> None:
     Raises:
         WrongResults: a case is incorrect.
         TimeoutFailure: a case timed out.
-        EpbenchError: a case failed.
+        RuntimeFailure: a case failed.
         NothingRan: there are only skipped cases.
     """
-    failures = {"incorrect": WrongResults, "timeout": TimeoutFailure, "error": EpbenchError}
+    failures = {"incorrect": WrongResults, "timeout": TimeoutFailure, "error": RuntimeFailure}
     for status, failure in failures.items():
         bad = [case for case in cases if case.status == status]
         if bad:
@@ -231,6 +258,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     settings = _Settings(args)
+    with _terminable():
+        return _main(args, settings)
+
+
+def _main(args: list[str], settings: _Settings) -> int:
     try:
         result = cli.main(args, "epbench", standalone_mode=False, obj=settings)
         return result if isinstance(result, int) else 0
@@ -242,11 +274,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EpbenchError as error:
         _trace(settings)
         return _refuse(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        return _refuse("interrupted before the first case", Interrupted.exit_code)
+    except (KeyboardInterrupt, click.Abort) as interrupt:
+        return _refuse(f"{_interruption(interrupt)} before the first case", Interrupted.exit_code)
     except Exception as error:  # noqa: BLE001
         _trace(settings)
         return _refuse(f"internal error: {type(error).__name__}: {error}", 1)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise on SIGTERM while the context lasts."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interruption(interrupt: BaseException) -> str:
+    by = " by SIGTERM" if isinstance(interrupt, _Terminated) else ""
+    return f"interrupted{by}"
 
 
 def _trace(settings: _Settings) -> None:
@@ -255,6 +310,12 @@ def _trace(settings: _Settings) -> None:
 
 
 def _refuse(sentence: str, exit_code: int) -> int:
+    """Say why there is no result; of several ranks the first speaks."""
+    from comms.mpi.launched import launched
+
+    started = launched()
+    if started is not None and started.rank > 0:
+        return exit_code
     print(f"epbench: {' '.join(sentence.split())}", file=sys.stderr)
     return exit_code
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,9 @@ class Measured:
         self._label = f"{spec.kernel}/{spec.variant}"
         self._watch("allocation")
         self._session = Session(spec, protocol, self._open)
-        self.account = Account(self._session.plan, self._session.shape, spec.fabric, protocol)
+        # A processor's loads send no requests that could be counted.
+        moved = replace(protocol, pulls=False)
+        self.account = Account(self._session.plan, self._session.shape, spec.fabric, moved)
 
     def first_dispatch(self) -> None:
         """Run the dispatch that later operations build on."""
@@ -72,9 +74,9 @@ class Measured:
         """Check operations, time them if all ranks find them right, and check them again."""
         timing = self._team.timing
         on_progress("check", 0.0)
-        check = self._checked_run(halves)[1]
+        timed, check = self._checked_run(halves)
         if check.num_wrong or timing.num_iters == 0:
-            return Observed(check, [], {}, 0.0, [])
+            return self._summary([timed], check, [])
         if timing.check == "each":
             return self._observe_each(halves, check, on_progress)
         times: list[Timed] = []

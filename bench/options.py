@@ -267,7 +267,7 @@ def resolve(context: click.Context, launched_ranks: int | None) -> list[Grid]:
 
     Args:
         context: the parsed command.
-        launched_ranks: ranks that a launcher started, the world of `cpu` where no flag tells it.
+        launched_ranks: ranks that a launcher started, the world where no flag tells another.
 
     Raises:
         UsageError: flags that contradict each other.
@@ -279,7 +279,7 @@ def resolve(context: click.Context, launched_ranks: int | None) -> list[Grid]:
         if option.name
         and context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
     }
-    grids = (default_grid(flags["device"]),)
+    grids: tuple[Grid, ...] = (default_grid(flags["device"]),)
     if flags["suite"]:
         grids = suite(flags["suite"]).grids
         if "device" in given:
@@ -290,8 +290,8 @@ def resolve(context: click.Context, launched_ranks: int | None) -> list[Grid]:
         if "ranks_per_node" in given:
             raise UsageError("--ranks and --ranks-per-node cannot be given together; give one")
         given["ranks_per_node"] = _per_node(flags["ranks"], given.get("nodes", (1,)))
-    elif launched_ranks and not flags["suite"] and not {"nodes", "ranks_per_node"} & given.keys():
-        given["ranks_per_node"] = (launched_ranks,)
+    elif launched_ranks and not flags["suite"] and "ranks_per_node" not in given:
+        given["ranks_per_node"] = _per_node((launched_ranks,), given.get("nodes", (1,)))
     return [msgspec.structs.replace(grid, **given) for grid in grids]
 
 
@@ -315,7 +315,7 @@ def _per_node(world_sizes: tuple[int, ...], nodes: tuple[int, ...]) -> tuple[int
         )
     for size in world_sizes:
         if size % nodes[0]:
-            raise UsageError(f"--ranks must be a multiple of --nodes {nodes[0]}, got {size}")
+            raise UsageError(f"ranks must be a multiple of --nodes {nodes[0]}, got {size}")
     return tuple(size // nodes[0] for size in world_sizes)
 
 

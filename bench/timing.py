@@ -9,7 +9,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How cases on real clocks are timed; devices in virtual time need none of it.
 
     Attributes:
-        num_iters: timed iterations.
+        num_iters: timed iterations; with none the first, checked run is the only sample.
         num_warmup: iterations before them.
         check: `"ends"` checks a run before the iterations and the last of them; `"each"` gives
             every iteration new data and checks what it leaves.

@@ -45,3 +45,9 @@ class Interrupted(EpbenchError):
     """The user pressed Ctrl-C."""
 
     exit_code = 130
+
+
+def error_of(exit_code: int, sentence: str) -> EpbenchError:
+    """Return the error of an exit code, as another process has told it."""
+    kinds = {kind.exit_code: kind for kind in EpbenchError.__subclasses__()}
+    return kinds.get(exit_code, EpbenchError)(sentence)

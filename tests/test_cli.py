@@ -272,7 +272,7 @@ def test_unknown_command_or_flag(args: list[str], capsys: pytest.CaptureFixture[
     ("statuses", "code"),
     [
         (["passed", "skipped"], 0),
-        (["passed", "error"], 1),
+        (["passed", "error"], 3),
         (["passed", "timeout", "error"], 4),
         (["skipped"], 5),
         (["timeout", "incorrect", "passed"], 7),

@@ -19,12 +19,16 @@ COLUMNS = (
     "bound_own",
     "bound_best",
     "efficiency",
+    "of memcpy",
     "nvlink",
     "rdma",
     "vs dedup",
     "vs selection",
     "#wrong",
 )
+
+#: Columns that only some devices and runs have.
+_WHERE_KNOWN = ("range", "bound_own", "bound_best", "efficiency", "of memcpy")
 
 #: The library baseline of each device; rows are compared with the fastest `dedup` and `selection`
 #: of a block, since a library may take as many SMs as make it fastest.
@@ -46,9 +50,13 @@ LEGEND = (
     "copy per node over the rail.",
     "efficiency: bound_own / time. nvlink, rdma: physical GB/s at the busiest port, of its cap in "
     "GB/s, and percent of it.",
+    "of memcpy: time of memcpy of the bytes that a rank receives, one row per (token, rank), by as "
+    "many processes at once / time; above 100 % where a row is read once for several ranks, or "
+    "summed as it is read.",
     "vs dedup: time of the baseline's fastest dedup row of the block and form, at whatever SMs, "
     "which stand below it, / time.",
-    "vs selection: likewise, as (bytes factor: ratio of bound_own) x (efficiency factor).",
+    "vs selection: likewise, as (bytes factor: ratio of bound_own, of all bytes where nothing "
+    "caps) x (efficiency factor).",
     "#wrong: rows that differ from the oracle, wrong counts, and writes that came too late.",
 )
 
@@ -70,9 +78,12 @@ class Block:
 
     @property
     def columns(self) -> tuple[int, ...]:
-        """Indices of the columns to show: `range` only where a row has one."""
-        has_range = any(row[COLUMNS.index("range")] != "-" for row in self.rows)
-        return tuple(i for i, name in enumerate(COLUMNS) if name != "range" or has_range)
+        """Indices of the columns to show: some only where a row has them."""
+        return tuple(
+            i
+            for i, name in enumerate(COLUMNS)
+            if name not in _WHERE_KNOWN or any(row[i] != "-" for row in self.rows)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +107,32 @@ def build_page(run: Run) -> Page:
             *(FIDELITY[fidelity] for fidelity in fidelities),
             f"epbench {run.tool.version}, {sha}, run {run.run_id[:8]} of {run.start_time}"
             + ("" if run.complete else ", INCOMPLETE"),
-            *LEGEND,
+            *_machine(run),
+            *(line for line in LEGEND if _is_told(line, run.cases)),
         ),
         blocks=tuple(_block(cases) for cases in groups.values()),
         footer=(_summary(run.cases),),
     )
+
+
+def _machine(run: Run) -> tuple[str, ...]:
+    """Return lines about the processes that ran, none where all was simulated."""
+    if not run.ranks:
+        return ()
+    where, most = run.environment, len(run.ranks)
+    line = f"{most} ranks on {where.num_cpus} cores of {where.cpu_model}, {where.mpi}"
+    if most <= where.num_cpus:
+        return (line,)
+    return (f"{line}: more ranks than cores, times of all of them include waiting for a core",)
+
+
+def _is_told(line: str, cases: Sequence[Case]) -> bool:
+    """Return whether a line of the legend is about something that these cases have."""
+    if line.startswith("of memcpy"):
+        return any(case.memcpy_us is not None for case in cases)
+    if line.startswith(("range", "bound_own")):
+        return any(case.bound_own_us is not None for case in cases)
+    return True
 
 
 def _block_key(case: Case) -> tuple[object, ...]:
@@ -175,7 +207,7 @@ def _title(case: Case) -> str:
     nodes = f"{case.nodes} node{'s' if case.nodes > 1 else ''} x {per_node}"
     parts = [
         case.fidelity.upper(),
-        load_fabric(case.fabric).gpu,
+        load_fabric(case.fabric).gpu if case.device == "sim" else f"device {case.device}",
         f"EP{case.world_size} ({nodes})",
         case.preset,
         f"hidden {case.hidden}, {case.num_experts} experts, top-{case.num_topk}",
@@ -204,6 +236,7 @@ def _units(case: Case, rivals: Mapping[tuple[str, Form], Case]) -> tuple[str, ..
     units |= dict.fromkeys(("time", "range", "bound_own", "bound_best"), "(us)")
     units |= {
         "efficiency": "(%)",
+        "of memcpy": "(%)",
         "nvlink": rate(case.caps.nvlink_gbs),
         "rdma": rate(case.caps.rdma_gbs),
         "vs dedup": f"(x{sms('dedup')})",
@@ -224,6 +257,7 @@ def _cells(
         _us(case.bound_own_us),
         _us(case.bound_best_us),
         "-" if case.efficiency is None else f"{100 * case.efficiency:.1f}",
+        _part(case.memcpy_us, case.time_us),
         _rate(case.gbs.nvlink if case.gbs else None, case.caps.nvlink_gbs),
         _rate(case.gbs.rdma if case.gbs else None, case.caps.rdma_gbs),
         _speed_up(case, rivals.get(("dedup", case.form))),
@@ -243,6 +277,10 @@ def _range(same: Sequence[Case]) -> str:
     return f"{_us(min(times))}..{_us(max(times))}" if len(times) > 1 else "-"
 
 
+def _part(least_us: float | None, time_us: float | None) -> str:
+    return "-" if not least_us or not time_us else f"{100 * least_us / time_us:.0f}"
+
+
 def _rate(gbs: float | None, cap: float | None) -> str:
     if not gbs:
         return "-"
@@ -258,9 +296,18 @@ def _speed_up(case: Case, base: Case | None) -> str:
 def _factors(case: Case, base: Case | None) -> str:
     if base is None or not case.time_us or not base.time_us:
         return "-"
-    if not (case.bound_own_us and base.bound_own_us and case.efficiency and base.efficiency):
+    own, others = _least(case), _least(base)
+    if not own or not others:
         return "-"
-    return f"{base.bound_own_us / case.bound_own_us:.2f} x {case.efficiency / base.efficiency:.2f}"
+    by_bytes = others / own
+    return f"{by_bytes:.2f} x {base.time_us / case.time_us / by_bytes:.2f}"
+
+
+def _least(case: Case) -> float:
+    """Return what a case's bytes cost at least: its bound, or the bytes where nothing caps."""
+    if case.bound_own_us is not None or case.bytes is None:
+        return case.bound_own_us or 0.0
+    return float(case.bytes.local + case.bytes.nvlink + case.bytes.rdma)
 
 
 def _notes(cases: Sequence[Case]) -> tuple[str, ...]:

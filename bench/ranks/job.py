@@ -23,7 +23,7 @@ import msgspec
 from bench.cases import CaseSpec
 from bench.ranks.request import FAILURE, NEWS, REQUEST, Failure, News, Request
 from bench.records.record import Case, Rank
-from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, UsageError
+from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, error_of
 from comms.mpi.launcher import Launcher
 
 _LOOK_S = 0.02
@@ -31,7 +31,6 @@ _LOOK_S = 0.02
 _END_S = 3.0
 #: Signals that a launcher reports as 128 + number where a rank did not end by itself.
 _KILLED = 128
-_ERRORS = {error.exit_code: error for error in (UsageError, RuntimeFailure, TimeoutFailure)}
 
 
 OnRanks = Callable[[list[Rank], str], None]
@@ -132,8 +131,7 @@ class Job:
     def _error(self) -> EpbenchError:
         if self._failure.exists():
             failure = msgspec.json.decode(self._failure.read_bytes(), type=Failure)
-            kind = _ERRORS.get(failure.exit_code, EpbenchError)
-            return kind(failure.sentence)
+            return error_of(failure.exit_code, failure.sentence)
         code = self._process.returncode
         self._listener.join(_END_S)
         if code < 0 or code > _KILLED:

@@ -125,14 +125,16 @@ class Supervisor:
                 self._end(TimeoutFailure.exit_code, self._describe_late())
 
     def _describe_late(self) -> str:
-        waited = f"no step for {self._limit_s:g} s at {self._stage}"
+        waited = f"made no step for {self._limit_s:g} s at {self._stage}"
         control = self.control
         if control is None:
-            return f"{waited}: not every rank that was launched has come, or MPI cannot start"
-        others = {rank: control.stage(rank) for rank in range(control.world_size)}
-        behind = {rank: stage for rank, stage in others.items() if stage != self._stage}
-        told = "; ".join(f"rank {rank} is at {stage}" for rank, stage in behind.items())
-        return f"{waited}: {told or 'every rank is there'}"
+            return f"a rank {waited}: not every rank that was launched has come"
+        others = [
+            f"rank {rank} is at {control.stage(rank)}"
+            for rank in range(control.world_size)
+            if rank != control.rank and control.stage(rank) != self._stage
+        ]
+        return f"rank {control.rank} {waited}; {'; '.join(others) or 'the others are there, too'}"
 
     def _end(self, exit_code: int, sentence: str) -> NoReturn:
         """End the job because of this rank, unless another has ended it."""

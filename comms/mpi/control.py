@@ -31,6 +31,7 @@ class Control:
     """The shared page of a job.
 
     Attributes:
+        rank: this process.
         world_size: ranks of the job.
     """
 
@@ -39,7 +40,7 @@ class Control:
         from mpi4py import MPI
 
         self._claim = _claim()
-        self._rank = ranks.rank
+        self.rank = ranks.rank
         self.world_size = ranks.world_size
         rows = 8 * (_HEAD + _ROW * ranks.world_size)
         self._window = MPI.Win.Allocate_shared(rows if ranks.rank == 0 else 0, 1, comm=ranks.comm)
@@ -48,7 +49,7 @@ class Control:
         if ranks.rank == 0:
             self._words[:] = 0
         ranks.comm.Barrier()
-        row = self._row(self._rank)
+        row = self._row(self.rank)
         row[_PID] = os.getpid()
         row[_STARTED] = start_time(os.getpid())
         ranks.comm.Barrier()
@@ -83,7 +84,7 @@ class Control:
     def set_stage(self, text: str) -> None:
         """Say what this rank does now."""
         data = text.encode()[: _STAGE_BYTES - 1]
-        stage = self._row(self._rank)[_STAGE:].view(np.uint8)
+        stage = self._row(self.rank)[_STAGE:].view(np.uint8)
         stage[: len(data)] = np.frombuffer(data, np.uint8)
         stage[len(data) :] = 0
 
@@ -94,11 +95,11 @@ class Control:
 
     def set_done(self) -> None:
         """Say that this rank's process may end from now on."""
-        self._row(self._rank)[_DONE] = 1
+        self._row(self.rank)[_DONE] = 1
 
     def set_leaving(self) -> None:
         """Say that this rank ends because of the exit code."""
-        self._row(self._rank)[_LEAVING] = 1
+        self._row(self.rank)[_LEAVING] = 1
 
     def all_leaving(self) -> bool:
         """Return whether every rank ends, is done or is dead."""
