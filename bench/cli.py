@@ -275,7 +275,9 @@ def _main(args: list[str], settings: _Settings) -> int:
         _trace(settings)
         return _refuse(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort) as interrupt:
-        return _refuse(f"{_interruption(interrupt)} before the first case", Interrupted.exit_code)
+        return _refuse(
+            f"{_interruption(interrupt)} before there was a result", Interrupted.exit_code
+        )
     except Exception as error:  # noqa: BLE001
         _trace(settings)
         return _refuse(f"internal error: {type(error).__name__}: {error}", 1)
@@ -300,7 +302,11 @@ def _terminable() -> Iterator[None]:
 
 
 def _interruption(interrupt: BaseException) -> str:
-    by = " by SIGTERM" if isinstance(interrupt, _Terminated) else ""
+    # Click raises its own error from what ended a command.
+    is_terminated = isinstance(interrupt, _Terminated) or isinstance(
+        interrupt.__cause__, _Terminated
+    )
+    by = " by SIGTERM" if is_terminated else ""
     return f"interrupted{by}"
 
 

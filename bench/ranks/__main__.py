@@ -1,5 +1,6 @@
 """One rank of a job that `epbench run` started: `python -m bench.ranks FOLDER`."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import IO
@@ -13,6 +14,7 @@ from bench.ranks.supervisor import Supervisor
 from bench.records.record import Case, Rank
 from bench.records.store import write_atomic
 from bench.suites import expand
+from comms.mpi.control import start_time
 
 
 class _NewsSink:
@@ -46,6 +48,9 @@ def main(folder: Path) -> int:
     request = msgspec.json.decode((folder / REQUEST).read_bytes(), type=Request)
 
     def tell(exit_code: int, sentence: str) -> None:
+        if start_time(request.parent) < 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
         write_atomic(folder / FAILURE, msgspec.json.encode(Failure(exit_code, sentence)))
 
     supervisor = Supervisor(timeout_s=request.timing.timeout_s, tell=tell, parent=request.parent)

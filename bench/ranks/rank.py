@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from bench.records.record import Case, Rank
 from bench.timing import Timing
+from comms.errors import UsageError
 
 if TYPE_CHECKING:
     from bench.cases import CaseSpec
@@ -55,6 +56,11 @@ def run_rank(
 
     supervisor.watch("MPI's start")
     ranks = join(launched())
+    if ranks.num_hosts > 1:
+        raise UsageError(
+            f"device cpu needs all ranks on one host, these are on {ranks.num_hosts}: start them "
+            "on one (--nodes makes virtual nodes of its ranks)"
+        )
     control = Control(ranks)
     supervisor.control = control
     supervisor.watch("results")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mpi4py.MPI import Intracomm
 
-_OPEN_MPI, _MPICH = "Open MPI", "MPICH"
+_OPEN_MPI = "Open MPI"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +102,18 @@ def leave() -> None:
 
 
 def _load() -> ModuleType:
-    import mpi4py
-
-    # What the launcher says is checked before the library starts: some end the process there.
-    mpi4py.rc.initialize = False
-    mpi4py.rc.finalize = False
     try:
+        import mpi4py
+
+        # What the launcher says is checked before the library starts: some end the process there.
+        mpi4py.rc.initialize = False
+        mpi4py.rc.finalize = False
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
+        cause = str(error).strip().splitlines()[-1]
         raise RuntimeFailure(
-            "mpi4py finds no MPI library: install one (pip install 'epbench[mpi]', or load the "
-            "cluster's module)"
+            f"mpi4py finds no MPI library ({cause}): install one (pip install 'epbench[mpi]', or "
+            "load the cluster's module)"
         ) from error
     return MPI
 
@@ -131,9 +132,9 @@ def _refuse_mismatch(started: Launched, library: str) -> None:
 
 
 def _remedy(library: str) -> str:
-    name = _OPEN_MPI if _OPEN_MPI in library else _MPICH if _MPICH in library else library
     return (
-        f"start with the mpirun of {name}, or install an mpi4py that uses this launcher's library"
+        f"start with the mpirun of that installation of {library.split(' v')[0]}, or install an "
+        "mpi4py that uses this launcher's library"
     )
 
 

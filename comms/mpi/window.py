@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from comms.errors import RuntimeFailure, UsageError
+from comms.errors import RuntimeFailure
 from comms.memory import PAGE_BYTES, Layout
 
 if TYPE_CHECKING:
@@ -57,16 +57,11 @@ class SharedWindows:
         """Allocate the windows; collective.
 
         Raises:
-            UsageError: the ranks are on several hosts.
             RuntimeFailure: there is not enough shared memory.
         """
         from mpi4py import MPI
 
-        if ranks.num_hosts > 1:
-            raise UsageError(
-                f"device cpu needs all ranks on one host, these are on {ranks.num_hosts}: start "
-                "them on one (--nodes makes virtual nodes of its ranks)"
-            )
+        assert ranks.num_hosts == 1, f"{ranks.num_hosts=}"
         self.layout = layout
         # Segments may begin anywhere in a page, but at the same place in every process.
         num_bytes = layout.window_bytes + PAGE_BYTES

@@ -74,7 +74,7 @@ class CpuDevice(Device):
         """Compile, allocate and start the threads; collective.
 
         Raises:
-            UsageError: more SMs than there can be threads, or ranks on several hosts.
+            UsageError: more SMs than there can be threads.
             RuntimeFailure: there is not enough shared memory.
         """
         shape = world.shape
