@@ -4,6 +4,9 @@ PYTHON := python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
+# The MPI that is installed beside epbench: mpi (Open MPI's wheel), mpich, or nothing where the machine brings its own.
+MPI := mpi
+COMMA := ,
 
 ifneq ($(UV),)
 create = $(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
@@ -15,14 +18,14 @@ endif
 
 .PHONY: bench test reference clean
 
-bench: $(VENV)/.core
+bench: $(VENV)/.core-$(MPI)
 	@$(BIN)/epbench run --suite main
 
-reference: $(VENV)/.core
+reference: $(VENV)/.core-$(MPI)
 	@mkdir -p results/reference
 	@$(BIN)/epbench run --suite reference --json results/reference/h800.json
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev-$(MPI)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -37,10 +40,10 @@ $(VENV)/.created:
 	@$(create)
 	@touch $@
 
-$(VENV)/.core: pyproject.toml | $(VENV)/.created
-	@$(install) -e .
+$(VENV)/.core-$(MPI): pyproject.toml | $(VENV)/.created
+	@$(install) -e '.[$(MPI)]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/.created
-	@$(install) -e '.[dev]'
-	@touch $@ $(VENV)/.core
+$(VENV)/.dev-$(MPI): pyproject.toml | $(VENV)/.created
+	@$(install) -e '.[dev$(addprefix $(COMMA),$(MPI))]'
+	@touch $@ $(VENV)/.core-$(MPI)

@@ -31,6 +31,8 @@ from kernels.devices.cpu import CpuDevice, Limits, Timed
 from kernels.protocol import Form, Protocol
 
 _NS_PER_US = 1000
+#: The first rank compiles while the others wait: seconds a kernel, more on a busy machine.
+_COMPILE_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,14 @@ class Team:
         ranks: the world of the case.
         control: the page of the whole job.
         timing: how often to run what.
-        watch: called with what this rank does next, before anything that may take long.
+        watch: called before anything that may take long, with what it is and with the seconds that
+            it may take whatever the time limit is.
     """
 
     ranks: Ranks
     control: Control
     timing: Timing
-    watch: Callable[[str], None]
+    watch: Callable[[str, float], None]
 
 
 class Measured:
@@ -57,11 +60,12 @@ class Measured:
         self._team = team
         self._form: Form = spec.form
         self._label = f"{spec.kernel}/{spec.variant}"
-        self._watch("allocation")
+        self._watch("data, compilation and memory", least_s=_COMPILE_S)
         self._session = Session(spec, protocol, self._open)
         # A processor's loads send no requests that could be counted.
         moved = replace(protocol, pulls=False)
         self.account = Account(self._session.plan, self._session.shape, spec.fabric, moved)
+        self._watch("begin")
 
     def first_dispatch(self) -> None:
         """Run the dispatch that later operations build on."""
@@ -173,9 +177,9 @@ class Measured:
         self._device = CpuDevice(protocol, world, self._team.ranks, limits)
         return self._device
 
-    def _watch(self, what: str, halves: Sequence[HalfOp] = ()) -> None:
+    def _watch(self, what: str, halves: Sequence[HalfOp] = (), least_s: float = 0.0) -> None:
         op = "pair" if len(halves) > 1 else "".join(halves)
-        self._team.watch(" ".join(filter(None, (self._label, op, what))))
+        self._team.watch(" ".join(filter(None, (self._label, op, what))), least_s)
 
     @contextmanager
     def _agreeing(self) -> Iterator[None]:

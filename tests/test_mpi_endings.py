@@ -176,7 +176,7 @@ def test_a_rank_that_stops_answering(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_never_arrives(tmp_path: Path) -> None:
-    process = _launched(tmp_path, 2, *SMALL, "--timeout", "1", fault="absent:1")
+    process = _launched(tmp_path, 2, *SMALL, "--timeout", "3", fault="absent:1")
     stderr = _ended(process, LIMIT_S)
     assert process.returncode == 4, stderr
     assert "MPI's start" in stderr
@@ -219,7 +219,7 @@ def test_a_wrong_kernel(
     fault: str, code: int, statuses: list[str], told: str, tmp_path: Path
 ) -> None:
     args = ("--device", "cpu", "--tokens", "24", "--kernel", "direct/pull,mpi/dedup")
-    process = _launched(tmp_path, 2, *args, "--timeout", "1", "--iters", "2", fault=fault)
+    process = _launched(tmp_path, 2, *args, "--timeout", "3", "--iters", "2", fault=fault)
     stderr = _ended(process)
     assert process.returncode == code, stderr
     run = _kept(tmp_path)

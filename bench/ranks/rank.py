@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="Sink")
 
 _POLL_S = 0.002
+#: Between two looks at a simulated kernel, which has limits of its own.
+_SIMULATION_S = 180.0
 
 
 class Sink(Protocol):
@@ -112,7 +114,7 @@ def _run(
             return []
 
         def watched(stage: str, fraction: float) -> None:
-            supervisor.watch(f"simulation of {spec.kernel}/{spec.variant}")
+            supervisor.watch(f"simulation of {spec.kernel}/{spec.variant}", _SIMULATION_S)
             report(stage, fraction)
 
         return run_spec(spec, watched)

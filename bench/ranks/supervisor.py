@@ -61,14 +61,21 @@ class Supervisor:
         self._is_saved = False
         self._signal: int | None = None
         self._stage = "start"
+        self._step_s = self._limit_s
         self._deadline = time.monotonic() + self._limit_s
         self._result: int | None = None
         self._failure: tuple[int, str] | None = None
 
-    def watch(self, stage: str) -> None:
-        """Note the step that the work is at; it has its own time limit."""
+    def watch(self, stage: str, least_s: float = 0.0) -> None:
+        """Note the step that the work is at, which has a time limit of its own.
+
+        Args:
+            stage: what it is.
+            least_s: what it may take however short the limit is, as compilation does.
+        """
         self._stage = stage
-        self._deadline = time.monotonic() + self._limit_s
+        self._step_s = max(self._limit_s, least_s)
+        self._deadline = time.monotonic() + self._step_s
         if self.control is not None:
             self.control.set_stage(stage)
 
@@ -128,7 +135,7 @@ class Supervisor:
                 self._end(TimeoutFailure.exit_code, self._describe_late())
 
     def _describe_late(self) -> str:
-        waited = f"made no step for {self._limit_s:g} s at {self._stage}"
+        waited = f"made no step for {self._step_s:g} s at {self._stage}"
         control = self.control
         if control is None:
             return f"a rank {waited}: not every rank that was launched has come"

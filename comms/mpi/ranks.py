@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -70,11 +71,10 @@ def join(started: Launched | None) -> Ranks:
     library = library_name()
     if started is not None:
         _refuse_mismatch(started, library)
-    try:
-        mpi.Init_thread(mpi.THREAD_MULTIPLE)
-    except mpi.Exception as error:
-        raise RuntimeFailure(f"{library} cannot start: {error}") from error
+    if code := _initialize(mpi):
+        raise RuntimeFailure(f"{library} cannot start: error {code}")
     world = mpi.COMM_WORLD
+    world.Set_errhandler(mpi.ERRORS_RETURN)
     if started is not None and world.size != started.size:
         raise UsageError(
             f"{started.launcher} started {started.size} ranks ({started.variable}={started.size}), "
@@ -116,6 +116,18 @@ def _load() -> ModuleType:
             "load the cluster's module)"
         ) from error
     return MPI
+
+
+def _initialize(mpi: ModuleType) -> int:
+    """Start MPI and return its error code.
+
+    Ranks may wait for each other here. mpi4py's own call would keep the interpreter's lock
+    meanwhile, and with it the thread that watches.
+    """
+    library = ctypes.CDLL(mpi.__file__)
+    provided = ctypes.c_int()
+    wanted = ctypes.c_int(mpi.THREAD_MULTIPLE)
+    return int(library.MPI_Init_thread(None, None, wanted, ctypes.byref(provided)))
 
 
 def _refuse_mismatch(started: Launched, library: str) -> None:
