@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import doctor_machine
 from bench.cli import main
-from bench.doctor_ranks import Row
+from bench.doctor import machine as doctor_machine
+from bench.doctor.ranks import Row
 from bench.pages.doctor import Page, tell_ranks
 from comms import fiber
 from comms.errors import RuntimeFailure

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from bench.doctor_ranks import Row
+from bench.doctor.ranks import Row
 
 Say = Callable[[str], None]
 

@@ -1,6 +1,6 @@
 """The ranks that `epbench doctor` shows: how they meet, and how a lone doctor starts some.
 
-`python -m bench.doctor_ranks FOLDER` is one rank that a doctor started. The first rank leaves the
+`python -m bench.doctor.ranks FOLDER` is one rank that a doctor started. The first rank leaves the
 rows of all in the folder; a rank that ends early leaves the reason.
 """
 
@@ -97,7 +97,7 @@ def start_ranks(launcher: Launcher, num_ranks: int, timeout_s: float) -> list[Ro
         with (folder / _SAID).open("wb") as said:
             # A session of its own: Ctrl-C comes to this process alone, which then ends the ranks.
             process = subprocess.Popen(
-                launcher.command(num_ranks, [sys.executable, "-m", "bench.doctor_ranks", name]),
+                launcher.command(num_ranks, [sys.executable, "-m", "bench.doctor.ranks", name]),
                 env=launcher.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -12,8 +12,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from bench.doctor_machine import find_library, find_mpi, tell_machine
-from bench.doctor_ranks import Row, meet, start_ranks
+from bench.doctor.machine import find_library, find_mpi, tell_machine
+from bench.doctor.ranks import Row, meet, start_ranks
 from bench.pages.doctor import Page, Say, tell_ranks
 from comms.errors import EpbenchError, RuntimeFailure, UsageError
 from comms.mpi.launched import Launched, launched
