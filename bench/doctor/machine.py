@@ -48,9 +48,7 @@ def find_library() -> tuple[str | None, str]:
     try:
         return library_name(), ""
     except RuntimeFailure as error:
-        return None, f"{error}: {error.__cause__}" if error.__cause__ else str(error)
-    except ImportError as error:
-        return None, f"mpi4py cannot be imported ({error}): install epbench again"
+        return None, str(error)
 
 
 def find_mpi(started: Launched | None, why_not_met: EpbenchError | None) -> Mpi:
