@@ -11,6 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from comms.compiling import inner
+
 _WORD = ir.IntType(64)
 
 
@@ -59,16 +61,24 @@ add_relaxed, add_acq_rel = _add("monotonic"), _add("acq_rel")
 
 
 @intrinsic
-def claim(typingctx, address, value):  # type: ignore[no-untyped-def]
-    """`claim(address, value)`: set a word that is 0; return what it was."""
+def compare_exchange(typingctx, address, expected, value):  # type: ignore[no-untyped-def]
+    """`compare_exchange(address, expected, value)`: set a word if it is `expected`.
+
+    Returns what it was.
+    """
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pair = builder.cmpxchg(
-            _pointer(builder, args[0]), ir.Constant(_WORD, 0), args[1], "acq_rel", "acquire"
-        )
+        pair = builder.cmpxchg(_pointer(builder, args[0]), args[1], args[2], "acq_rel", "acquire")
         return builder.extract_value(pair, 0)
 
-    return types.int64(types.int64, types.int64), codegen
+    return types.int64(types.int64, types.int64, types.int64), codegen
+
+
+@inner
+def claim(address: int, value: int) -> int:
+    """Set a word that is 0; return what it was."""
+    was: int = compare_exchange(address, 0, value)
+    return was
 
 
 @intrinsic

@@ -67,19 +67,27 @@ def end_launch(m: int) -> None:
 
 @inner
 def meet(m: int) -> None:
-    """Wait until every rank's first thread is here, so that they begin at once."""
+    """Wait until every rank's first thread is here, so that they begin at once.
+
+    The word counts those that came, but not those that left because not all did: between programs
+    it is a multiple of the world's size, whatever failed.
+    """
     h = machine(m)
-    h.epoch += 1
     word = base_of(m, 0) + h.rendezvous
-    atomics.add_acq_rel(word, 1)
+    goal = (atomics.add_acq_rel(word, 1) // h.world_size + 1) * h.world_size
     begun = atomics.monotonic_ns()
-    while atomics.load_acquire(word) < h.epoch * h.world_size and not is_ended(m):
-        atomics.yield_thread()
-        if atomics.monotonic_ns() - begun > h.limit_ns:
-            if atomics.claim(m + ERROR_AT, TIMEOUT) == 0:
-                h.error_warp = -1
-                atomics.claim(h.abort, h.rank + 1)
+    while True:
+        num_came = atomics.load_acquire(word)
+        if num_came >= goal:
             return
+        if is_ended(m) or atomics.monotonic_ns() - begun > h.limit_ns:
+            if atomics.compare_exchange(word, num_came, num_came - 1) == num_came:
+                break
+        else:
+            atomics.yield_thread()
+    if atomics.claim(m + ERROR_AT, TIMEOUT) == 0:
+        h.error_warp = -1
+        atomics.claim(h.abort, h.rank + 1)
 
 
 def run_program(m: int, sm: int) -> None:

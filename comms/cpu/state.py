@@ -36,7 +36,7 @@ MACHINE = _record(
     *("rank", "world_size", "ranks_per_node", "bases", "window_bytes", "pages", "regions"),
     *("abort", "limit_ns", "start_address", "stacks", "stack_bytes", "scratch", "scratch_bytes"),
     *("blocks", "warps", "launches", "num_launches", "stamps", "num_threads", "max_warps"),
-    *("arrived", "generation", "rendezvous", "epoch"),
+    *("arrived", "generation", "rendezvous"),
     *("error", "error_block", "error_warp", "error_a", "error_b"),
 )
 BLOCK = _record(
