@@ -189,10 +189,10 @@ class Measured:
             TimeoutFailure: a kernel's wait reached its limit.
             EpbenchError: a kernel failed.
         """
-        failure: ProgramFailed | None = None
+        failure: EpbenchError | None = None
         try:
             yield
-        except ProgramFailed as error:
+        except EpbenchError as error:
             failure = error
         ranks, control = self._team.ranks, self._team.control
         self._watch("agreement")
@@ -206,13 +206,15 @@ class Measured:
         raise _one_error(failures)
 
 
-def _one_error(failures: Sequence[ProgramFailed]) -> EpbenchError:
+def _one_error(failures: Sequence[EpbenchError]) -> EpbenchError:
     """Return the cause's error, with what the warps of all ranks waited for."""
-    cause = next((one for one in failures if one.is_cause), failures[0])
-    if not cause.is_timeout:
-        return EpbenchError(str(cause))
-    waits = [wait for one in failures for wait in one.waits]
-    return TimeoutFailure(describe_waits(str(cause), waits) if waits else str(cause))
+    programs = [one for one in failures if isinstance(one, ProgramFailed)]
+    others = [one for one in failures if not isinstance(one, ProgramFailed)]
+    causes = [*others, *(one for one in programs if one.is_cause), *programs]
+    if causes[0].exit_code != TimeoutFailure.exit_code:
+        return EpbenchError(str(causes[0]))
+    waits = [wait for one in programs for wait in one.waits]
+    return TimeoutFailure(describe_waits(str(causes[0]), waits) if waits else str(causes[0]))
 
 
 @contextmanager
