@@ -32,6 +32,15 @@ def reserve(num_bytes: int) -> npt.NDArray[np.uint8]:
         ) from error
 
 
+def huge(num_bytes: int) -> npt.NDArray[np.uint8]:
+    """Return private memory that has been written once, in large pages where there are any."""
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    buffer = np.frombuffer(memory, np.uint8)
+    buffer[:] = 1
+    return buffer
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """A named part of every rank's window."""
