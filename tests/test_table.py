@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench.pages.render import markdown, plain, print_rich
 from bench.pages.table import COLUMNS, Block, build_page
-from bench.records.record import Caps, Run
+from bench.records.record import Caps, Case, Rank, Run
 
 
 def cell(block: Block, kernel: str, sms: int, column: str) -> str:
@@ -252,3 +252,30 @@ def test_incomplete_run_says_so(run: Run) -> None:
     heading = build_page(msgspec.structs.replace(run, complete=False)).heading
     assert any("INCOMPLETE" in line for line in heading)
     assert not any("INCOMPLETE" in line for line in build_page(run).heading)
+
+
+def measured(run: Run, kernel: str, variant: str, **changes: object) -> Case:
+    """Return a measured pair of a kernel, with nothing that caps it."""
+    case = next(case for case in run.cases if case.op == "pair" and case.status == "passed")
+    fields = {"device": "cpu", "fidelity": "measured", "fabric": "uncapped", "sim": None}
+    no_bounds = {"bound_own_us": None, "bound_best_us": None, "efficiency": None}
+    names = {"kernel": kernel, "variant": variant}
+    return msgspec.structs.replace(case, **{**fields, **no_bounds, **names, **changes})
+
+
+def test_measured_speed_ups_are_in_units_of_memcpy(run: Run) -> None:
+    run.cases = [
+        measured(run, "direct", "pull", time_us=100.0, memcpy_us=80.0),
+        # The machine was twice as slow meanwhile.
+        measured(run, "mpi", "dedup", time_us=600.0, memcpy_us=160.0),
+    ]
+    run.ranks = [Rank(rank=rank, local_rank=rank, node_rank=0, device="cpu 0") for rank in range(3)]
+    run.environment = msgspec.structs.replace(run.environment, mpi="Some MPI", num_cpus=2)
+    page = build_page(run)
+    (block,) = page.blocks
+    ours = dict(zip(COLUMNS, block.rows[0], strict=True))
+    assert (ours["of memcpy"], ours["vs dedup"]) == ("80", "3.00")
+    assert "bound_own" not in [COLUMNS[i] for i in block.columns]
+    assert any("3 ranks on 2 cores" in line and "more ranks" in line for line in page.heading)
+    assert any(line.startswith("of memcpy") for line in page.heading)
+    assert not any(line.startswith("bound_own") for line in page.heading)

@@ -57,6 +57,8 @@ LEGEND = (
     "which stand below it, / time.",
     "vs selection: likewise, as (bytes factor: ratio of bound_own, of all bytes where nothing "
     "caps) x (efficiency factor).",
+    "Where memcpy was timed between a case's iterations, speed-ups compare times in units of it: "
+    "the speed of a shared machine changes from case to case.",
     "#wrong: rows that differ from the oracle, wrong counts, and writes that came too late.",
 )
 
@@ -128,7 +130,7 @@ def _machine(run: Run) -> tuple[str, ...]:
 
 def _is_told(line: str, cases: Sequence[Case]) -> bool:
     """Return whether a line of the legend is about something that these cases have."""
-    if line.startswith("of memcpy"):
+    if line.startswith(("of memcpy", "Where memcpy")):
         return any(case.memcpy_us is not None for case in cases)
     if line.startswith(("range", "bound_own")):
         return any(case.bound_own_us is not None for case in cases)
@@ -290,7 +292,18 @@ def _rate(gbs: float | None, cap: float | None) -> str:
 def _speed_up(case: Case, base: Case | None) -> str:
     if base is None or not base.time_us or not case.time_us:
         return "-"
-    return f"{base.time_us / case.time_us:.2f}"
+    return f"{_ratio(base, case):.2f}"
+
+
+def _ratio(base: Case, case: Case) -> float:
+    """Return how many times longer one case takes than another.
+
+    Where `memcpy` was timed between the iterations of both, the times are taken in units of it: a
+    shared machine's speed changes from case to case.
+    """
+    if base.memcpy_us and case.memcpy_us:
+        return _time(base) / base.memcpy_us * (case.memcpy_us / _time(case))
+    return _time(base) / _time(case)
 
 
 def _factors(case: Case, base: Case | None) -> str:
@@ -300,7 +313,7 @@ def _factors(case: Case, base: Case | None) -> str:
     if not own or not others:
         return "-"
     by_bytes = others / own
-    return f"{by_bytes:.2f} x {base.time_us / case.time_us / by_bytes:.2f}"
+    return f"{by_bytes:.2f} x {_ratio(base, case) / by_bytes:.2f}"
 
 
 def _least(case: Case) -> float:
