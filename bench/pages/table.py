@@ -48,8 +48,8 @@ LEGEND = (
     "range: time over the published range of an SM's copy rate, where those cases were run.",
     "bound_own: least time for the bytes that this kernel moves; bound_best: likewise for one "
     "copy per node over the rail.",
-    "efficiency: bound_own / time. nvlink, rdma: physical GB/s at the busiest port, of its cap in "
-    "GB/s, and percent of it.",
+    "efficiency: bound_own / time.",
+    "nvlink, rdma: physical GB/s at the busiest port, of its cap in GB/s, and percent of it.",
     "of memcpy: time of memcpy of the bytes that a rank receives, one row per (token, rank), by as "
     "many processes at once / time; above 100 % where a row is read once for several ranks, or "
     "summed as it is read.",
@@ -132,7 +132,7 @@ def _is_told(line: str, cases: Sequence[Case]) -> bool:
     """Return whether a line of the legend is about something that these cases have."""
     if line.startswith(("of memcpy", "Where memcpy")):
         return any(case.memcpy_us is not None for case in cases)
-    if line.startswith(("range", "bound_own")):
+    if line.startswith(("range", "bound_own", "efficiency")):
         return any(case.bound_own_us is not None for case in cases)
     return True
 
