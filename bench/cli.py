@@ -7,37 +7,30 @@ imported by the command that needs it.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
-from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS, resolve, timing_of
+from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS
+from bench.resolve import resolve, timing_of
 from bench.run_request import RunRequest
+from bench.running import interruption, raise_for_status, run_specs, terminable
 from comms.errors import (
     EpbenchError,
     Interrupted,
-    NothingRan,
     RuntimeFailure,
-    TimeoutFailure,
     UsageError,
-    WrongResults,
 )
 
 if TYPE_CHECKING:
-    from bench.cases import CaseSpec
-    from bench.progress import Progress
-    from bench.records.record import Case, Run
+    from bench.records.record import Run
     from bench.records.store import RunStore
-
-RunSpec = Callable[["CaseSpec", Callable[[str, float], None]], "list[Case]"]
 
 
 @dataclass(slots=True)
@@ -194,62 +187,6 @@ def doctor(ranks: int | None, timeout: float) -> int:
     return examine(say, ranks, timeout)
 
 
-def run_specs(
-    specs: Sequence[CaseSpec], run_spec: RunSpec, *, store: RunStore, progress: Progress
-) -> None:
-    """Run the specs in order, keeping the results after each.
-
-    Args:
-        specs: what to run.
-        run_spec: runs one spec and returns its cases; calls its second argument with
-            (stage, fraction).
-        store: where the cases go.
-        progress: what the user sees meanwhile.
-
-    Raises:
-        Interrupted: the user pressed Ctrl-C; the results so far are kept.
-        EpbenchError: a spec cannot be run; the results so far are kept.
-    """
-    num_done = 0
-    try:
-        for spec in specs:
-            progress.begin(spec)
-            try:
-                cases = run_spec(spec, progress.update)
-            except EpbenchError as error:
-                store.finish(complete=False)
-                raise type(error)(f"{error}; results so far: {store.path}") from error
-            store.add(cases)
-            num_done += 1
-            progress.end(spec, cases)
-        store.finish(complete=True)
-    except KeyboardInterrupt as interrupt:
-        store.finish(complete=False)
-        raise Interrupted(
-            f"{_interruption(interrupt)} after {num_done} of {len(specs)} specs; "
-            f"results so far: {store.path}"
-        ) from None
-
-
-def raise_for_status(cases: Sequence[Case]) -> None:
-    """Raise the error of the worst status among the cases, if there is one.
-
-    Raises:
-        WrongResults: a case is incorrect.
-        TimeoutFailure: a case timed out.
-        RuntimeFailure: a case failed.
-        NothingRan: there are only skipped cases.
-    """
-    failures = {"incorrect": WrongResults, "timeout": TimeoutFailure, "error": RuntimeFailure}
-    for status, failure in failures.items():
-        bad = [case for case in cases if case.status == status]
-        if bad:
-            raise failure(f"{len(bad)} cases {status}, first {bad[0].case_id}: {bad[0].reason}")
-    if all(case.status == "skipped" for case in cases):
-        why = f", first because {cases[0].reason}" if cases else ""
-        raise NothingRan(f"nothing ran: every case was skipped{why}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
@@ -258,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     settings = _Settings(args)
-    with _terminable():
+    with terminable():
         return _main(args, settings)
 
 
@@ -276,38 +213,11 @@ def _main(args: list[str], settings: _Settings) -> int:
         return _refuse(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort) as interrupt:
         return _refuse(
-            f"{_interruption(interrupt)} before there was a result", Interrupted.exit_code
+            f"{interruption(interrupt)} before there was a result", Interrupted.exit_code
         )
     except Exception as error:  # noqa: BLE001
         _trace(settings)
         return _refuse(f"internal error: {type(error).__name__}: {error}", 1)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a run as Ctrl-C does."""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Raise on SIGTERM while the context lasts."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interruption(interrupt: BaseException) -> str:
-    # Click raises its own error from what ended a command.
-    is_terminated = isinstance(interrupt, _Terminated) or isinstance(
-        interrupt.__cause__, _Terminated
-    )
-    by = " by SIGTERM" if is_terminated else ""
-    return f"interrupted{by}"
 
 
 def _trace(settings: _Settings) -> None:

@@ -8,17 +8,14 @@ next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from typing import Protocol as Interface
 
 import msgspec
 
 from bench.cases import CaseSpec, blank_case
-from bench.check import CheckResult
-from bench.records.record import Case, Check, Op, Sim, Status
-from bench.traffic.account import Account
+from bench.observed import Progress, Runner
+from bench.records.record import Case, Check, Op, Status
 from bench.traffic.bounds import HalfOp
 from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, UsageError
 from kernels.protocol import Form, Protocol
@@ -27,47 +24,7 @@ from kernels.registry import find_protocol
 if TYPE_CHECKING:
     from bench.measured import Team
 
-Progress = Callable[[str, float], None]
-
 _OPS: tuple[Op, ...] = ("dispatch", "combine", "pair")
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What a device showed of one operation.
-
-    Attributes:
-        check: what the outputs were worth.
-        samples_us: time of each iteration, the slowest rank's.
-        phases_us: time of each launch by its name, the slowest rank's.
-        skew_pct: how far ranks were apart, relative to the time.
-        rank_us: each rank's own median time; none where a device has one clock.
-        memcpy_us: time of `memcpy` of the same received bytes, None where there is none.
-        sim: what a simulator did.
-    """
-
-    check: CheckResult
-    samples_us: list[float]
-    phases_us: dict[str, float]
-    skew_pct: float
-    rank_us: list[float]
-    memcpy_us: float | None = None
-    sim: Sim | None = None
-
-
-class Runner(Interface):
-    """A case on a device, from its first run to its last."""
-
-    account: Account
-
-    def first_dispatch(self) -> None:
-        """Run the dispatch that later operations build on."""
-
-    def observe(self, halves: Sequence[HalfOp], on_progress: Progress) -> Observed:
-        """Run operations in order with no host between them, check and time them."""
-
-    def close(self) -> None:
-        """Give back what the device holds."""
 
 
 def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) -> list[Case]:

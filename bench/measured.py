@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bench.cases import CaseSpec
 from bench.check import CheckResult
-from bench.harness import Observed, Progress
+from bench.observed import Observed, Progress
 from bench.session import Inputs, Session
 from bench.timing import Timing
 from bench.traffic.account import Account

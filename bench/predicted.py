@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bench.cases import CaseSpec
-from bench.harness import Observed, Progress
+from bench.observed import Observed, Progress
 from bench.records.record import Sim
 from bench.session import Session
 from bench.traffic.account import Account

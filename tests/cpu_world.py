@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from comms.cpu.machine import Launch, Machine, Place, Program
+from comms.cpu.machine import Machine
+from comms.cpu.program import Launch, Place, Program
 from comms.errors import EpbenchError
 from comms.memory import POISON, Layout, Windows
 from comms.waits import describe_waits

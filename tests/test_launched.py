@@ -35,6 +35,11 @@ SLURM_RANK = {**SLURM_SCRIPT, "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9"}
             {**SLURM_RANK, "PMI_SIZE": "16", "PMI_RANK": "9"},
             ("Slurm's srun", "SLURM_STEP_NUM_TASKS", 16, 9),
         ),
+        # Hydra's proxies may be a step of Slurm, one on each node.
+        (
+            {**SLURM_RANK, "SLURM_STEP_NUM_TASKS": "2", **HYDRA_RANK, "MPI_LOCALNRANKS": "2"},
+            ("Hydra's mpiexec (MPICH or Intel MPI)", "PMI_SIZE", 4, 1),
+        ),
         # Open MPI's daemons may be a step of Slurm, one on each node.
         (
             {**SLURM_RANK, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", **OPEN_MPI_RANK},

@@ -1,16 +1,14 @@
 """Sentences about programs that ended early: what a warp did, or where warps wait."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from comms.cpu import state
+from comms.cpu.program import Launch, WindowsOfRank
 from comms.waits import describe_flag
-
-if TYPE_CHECKING:
-    from comms.cpu.machine import Launch, WindowsOfRank
 
 _ERRORS = {
     state.OUT_OF_BOUNDS: "accesses rank {a} at {place}",
@@ -23,7 +21,7 @@ _ERRORS = {
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def describe_error(arrays: Arrays, windows: "WindowsOfRank", launches: Sequence["Launch"]) -> str:
+def describe_error(arrays: Arrays, windows: WindowsOfRank, launches: Sequence[Launch]) -> str:
     """Say what a warp did that ended the program."""
     h = arrays["machine"][0]
     warp = arrays["warps"][h["error_warp"]]
@@ -34,7 +32,7 @@ def describe_error(arrays: Arrays, windows: "WindowsOfRank", launches: Sequence[
 
 
 def blocked_warps(
-    arrays: Arrays, windows: "WindowsOfRank", launches: Sequence["Launch"]
+    arrays: Arrays, windows: WindowsOfRank, launches: Sequence[Launch]
 ) -> list[tuple[str, str]]:
     """Return where each warp is that had not ended, and what it waits for."""
     found = []
@@ -52,7 +50,7 @@ def _where(arrays: Arrays, warp: np.void) -> str:
     return f"rank {rank} sm {warp['block']} warp {warp['index']}"
 
 
-def _what(warp: np.void, launch: "Launch", arrays: Arrays, windows: "WindowsOfRank") -> str:
+def _what(warp: np.void, launch: Launch, arrays: Arrays, windows: WindowsOfRank) -> str:
     line = f"{launch.source}:{warp['line']}"
     offset = int(warp["wait_offset"])
     if warp["state"] == state.WAIT_GE:

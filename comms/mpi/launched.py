@@ -4,13 +4,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: Launchers by what they set: name, variable of the number of ranks, of the rank. Open MPI's comes
-#: first because it may itself be started by Slurm; Slurm's last because it sets Hydra's, too.
+#: Launchers by what they set: name, variables of the number of ranks and of the rank, and one that
+#: only this launcher sets where others set the same. The first that fits counts: Open MPI and Hydra
+#: may themselves be started by Slurm, and Slurm sets Hydra's variables.
 _VARIABLES = (
-    ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("MVAPICH's mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
-    ("Slurm's srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-    ("Hydra's mpiexec (MPICH or Intel MPI)", "PMI_SIZE", "PMI_RANK"),
+    ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", ""),
+    ("MVAPICH's mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", ""),
+    ("Hydra's mpiexec (MPICH or Intel MPI)", "PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),
+    ("Slurm's srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", ""),
+    ("Hydra's mpiexec (MPICH or Intel MPI)", "PMI_SIZE", "PMI_RANK", ""),
 )
 
 
@@ -36,7 +38,9 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
 
     A job script of Slurm is no rank: only steps, which `srun` starts, have SLURM_STEP_NUM_TASKS.
     """
-    for launcher, size, rank in _VARIABLES:
+    for launcher, size, rank, own in _VARIABLES:
+        if own and own not in environment:
+            continue
         if environment.get(size, "").isdigit() and environment.get(rank, "").isdigit():
             return Launched(launcher, size, int(environment[size]), int(environment[rank]))
     return None

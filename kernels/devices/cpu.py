@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from comms.cpu import machine
-from comms.cpu.machine import MEET, Machine, Place, Program
+from comms.cpu import program
+from comms.cpu.machine import Machine
+from comms.cpu.program import MEET, Place, Program
 from comms.errors import RuntimeFailure, UsageError
 from comms.memory import Layout, huge
 from comms.mpi.ranks import Ranks, cores
@@ -178,10 +179,10 @@ class CpuDevice(Device):
                 if isinstance(step, KernelLaunch) and step.name not in self._entries:
                     self._entries[step.name] = fiber_entry(step.kernel, step.params, cpu)  # type: ignore[arg-type]
 
-    def _launch(self, launch: KernelLaunch, form: Form) -> machine.Launch:
+    def _launch(self, launch: KernelLaunch, form: Form) -> program.Launch:
         num_blocks = self.world.shape.num_sms if launch.sms == "comm" else self._num_all
         params = self._params(launch, self._own, form, num_blocks, launch.num_warps)
-        return machine.Launch(
+        return program.Launch(
             name=launch.name,
             entry=self._entries[launch.name].address,
             num_blocks=num_blocks,
