@@ -114,7 +114,7 @@ def run(context: click.Context, /, **_: object) -> int:
     from bench.ranks.request import Request
 
     store = request.open_store()
-    runner = Dispatcher(specs, lambda parent: Request(grids, timing, parent), store.set_ranks)
+    runner = Dispatcher(specs, lambda *parent: Request(grids, timing, *parent), store.set_ranks)
     early = True
     try:
         with open_progress(len(specs)) as progress:

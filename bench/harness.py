@@ -95,10 +95,17 @@ def _run_all(
 ) -> dict[Op, Case]:
     """Run operations in turn; after one that failed the others are not run."""
     cases: dict[Op, Case] = {}
-    failed = _run_first_dispatch(runner, spec.form, ops)
+    failed: str | None = None
+    try:
+        _run_first_dispatch(runner, spec.form, ops)
+    except UsageError:
+        raise
+    except EpbenchError as error:
+        failed = f"not run, because a first dispatch ended with: {error}"
+        cases[ops[0]] = _blank(spec, protocol, ops[0], _status_of(error), failed)
     for place, op in enumerate(ops):
         if failed:
-            cases[op] = _blank(spec, protocol, op, "skipped", failed)
+            cases.setdefault(op, _blank(spec, protocol, op, "skipped", failed))
             continue
 
         def report(text: str, share: float, place: int = place, op: Op = op) -> None:
@@ -110,17 +117,14 @@ def _run_all(
     return cases
 
 
-def _run_first_dispatch(runner: Runner, form: Form, ops: Sequence[Op]) -> str | None:
+def _run_first_dispatch(runner: Runner, form: Form, ops: Sequence[Op]) -> None:
     """Run the dispatch that a cached form builds on, or that would run once only."""
-    if form == "fresh" and "pair" in ops:
-        return None
-    try:
+    if form != "fresh" or "pair" not in ops:
         runner.first_dispatch()
-    except UsageError:
-        raise
-    except EpbenchError as error:
-        return f"not run, because a first dispatch ended with: {error}"
-    return None
+
+
+def _status_of(error: EpbenchError) -> Status:
+    return "timeout" if error.exit_code == TimeoutFailure.exit_code else "error"
 
 
 def _run_case(
@@ -132,9 +136,8 @@ def _run_case(
     except UsageError:
         raise
     except EpbenchError as error:
-        is_timeout = error.exit_code == TimeoutFailure.exit_code
-        return _blank(spec, protocol, op, "timeout" if is_timeout else "error", str(error))
-    account, samples = runner.account, seen.samples_us
+        return _blank(spec, protocol, op, _status_of(error), str(error))
+    account, samples, copies = runner.account, seen.samples_us, list(seen.memcpy_samples_us)
     check = Check(num_wrong=seen.check.num_wrong, num_checked=seen.check.num_checked)
     blank = _blank(spec, protocol, op, "incorrect", seen.check.first or "wrong")
     wrong = seen.check.num_wrong > 0
@@ -153,7 +156,8 @@ def _run_case(
         p99_us=percentile(samples, 99) if len(samples) >= _ENOUGH_FOR_P99 else None,
         skew_pct=seen.skew_pct,
         rank_us=seen.rank_us,
-        memcpy_us=seen.memcpy_us,
+        memcpy_us=percentile(copies, 50) if copies else None,
+        memcpy_samples_us=copies,
         bound_own_us=own_us if capped else None,
         bound_best_us=best_us if capped else None,
         efficiency=own_us / time_us if capped and own_us > 0 else None,

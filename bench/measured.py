@@ -22,7 +22,7 @@ from bench.timing import Timing
 from bench.traffic.account import Account
 from bench.traffic.bounds import HalfOp
 from comms.cpu.machine import ProgramFailed
-from comms.errors import EpbenchError, TimeoutFailure
+from comms.errors import EpbenchError, TimeoutFailure, error_of
 from comms.mpi.control import Control
 from comms.mpi.ranks import Ranks
 from comms.waits import describe_waits
@@ -33,6 +33,8 @@ from kernels.protocol import Form, Protocol
 _NS_PER_US = 1000
 #: The first rank compiles while the others wait: seconds a kernel, more on a busy machine.
 _COMPILE_S = 180.0
+#: What a rank's host may take to make the world's rows, or to check its own.
+_HOST_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +87,24 @@ class Measured:
             return self._observe_each(halves, check, on_progress)
         times: list[Timed] = []
         copies_ns: list[int] = []
+        # By one thread of each process: nothing to hold several SMs against.
+        copies = self._session.shape.num_sms == 1
         num_bytes = self.account.received_bytes(self._team.ranks.rank, halves)
         total = timing.num_warmup + timing.num_iters
         with self._agreeing():
-            self._watch("inputs", halves)
+            self._watch("inputs", halves, least_s=_HOST_S)
             inputs = self._session.load(halves, self._form)
             with _no_collection():
                 for iteration in range(total):
                     self._watch(f"iteration {iteration}", halves)
-                    # The copy goes first, so that the last outputs stay for the check.
-                    copied_ns = self._device.copy_plain(num_bytes)
+                    copied_ns = self._device.copy_plain(num_bytes) if copies else 0
+                    if iteration == total - 1:
+                        # The last outputs are checked: they must not be those of the one before.
+                        self._session.poison(inputs.outputs)
                     timed = self._device.run(list(halves), self._form)
                     if iteration >= timing.num_warmup:
                         times.append(timed)
-                        copies_ns.append(copied_ns)
+                        copies_ns.extend([copied_ns] if copies else [])
                     on_progress("timing", iteration / total)
         check += self._check(halves, inputs, {})
         return self._summary(times, check, copies_ns)
@@ -119,7 +125,7 @@ class Measured:
     def _checked_run(self, halves: Sequence[HalfOp]) -> tuple[Timed, CheckResult]:
         """Run on new data and return what all ranks found."""
         with self._agreeing():
-            self._watch("inputs", halves)
+            self._watch("inputs", halves, least_s=_HOST_S)
             inputs = self._session.load(halves, self._form)
             self._watch("checked run", halves)
             timed = self._device.run(list(halves), self._form)
@@ -136,13 +142,13 @@ class Measured:
     ) -> CheckResult:
         """Return the check of all ranks: outputs against the oracle, and what came after them."""
         ranks = self._team.ranks
-        self._watch("check", halves)
+        self._watch("check", halves, least_s=_HOST_S)
         ranks.comm.Barrier()
         late = np.zeros(ranks.world_size, np.int64)
         for name, now in self._session.outputs(ranks.rank, list(at_end)).items():
             late[ranks.rank] += np.count_nonzero((now != at_end[name]).any(axis=1))
         own = self._session.check(inputs, late)
-        self._watch("agreement", halves)
+        self._watch("agreement on the check", halves, least_s=_HOST_S)
         return sum(ranks.comm.allgather(own), start=CheckResult())
 
     def _summary(
@@ -164,7 +170,7 @@ class Measured:
             phases_us=dict(zip(times[0].phases, phases_us.tolist(), strict=True)),
             skew_pct=100 * float(np.ptp(rank_us) / np.median(samples_us)),
             rank_us=rank_us.tolist(),
-            memcpy_us=float(np.median(all_copies_ns.max(axis=0))) if copies_ns else None,
+            memcpy_samples_us=all_copies_ns.max(axis=0).tolist() if copies_ns else [],
         )
 
     def close(self) -> None:
@@ -187,7 +193,8 @@ class Measured:
 
         Raises:
             TimeoutFailure: a kernel's wait reached its limit.
-            EpbenchError: a kernel failed.
+            UsageError: the kernel cannot be run like this.
+            EpbenchError: a kernel or its library failed.
         """
         failure: EpbenchError | None = None
         try:
@@ -195,7 +202,8 @@ class Measured:
         except EpbenchError as error:
             failure = error
         ranks, control = self._team.ranks, self._team.control
-        self._watch("agreement")
+        # A rank that is inside the library does not come: then this is what the ending tells.
+        self._watch("agreement" if failure is None else f"agreement after: {failure}")
         failures = [one for one in ranks.comm.allgather(failure) if one is not None]
         if not failures:
             return
@@ -212,7 +220,7 @@ def _one_error(failures: Sequence[EpbenchError]) -> EpbenchError:
     others = [one for one in failures if not isinstance(one, ProgramFailed)]
     causes = [*others, *(one for one in programs if one.is_cause), *programs]
     if causes[0].exit_code != TimeoutFailure.exit_code:
-        return EpbenchError(str(causes[0]))
+        return error_of(causes[0].exit_code, str(causes[0]))
     waits = [wait for one in programs for wait in one.waits]
     return TimeoutFailure(describe_waits(str(causes[0]), waits) if waits else str(causes[0]))
 

@@ -23,7 +23,8 @@ class Observed:
         phases_us: time of each launch by its name, the slowest rank's.
         skew_pct: how far ranks were apart, relative to the time.
         rank_us: each rank's own median time; none where a device has one clock.
-        memcpy_us: time of `memcpy` of the same received bytes, None where there is none.
+        memcpy_samples_us: time of `memcpy` of the same received bytes before each iteration, the
+            slowest rank's; none where it was not timed.
         sim: what a simulator did.
     """
 
@@ -32,7 +33,7 @@ class Observed:
     phases_us: dict[str, float]
     skew_pct: float
     rank_us: list[float]
-    memcpy_us: float | None = None
+    memcpy_samples_us: Sequence[float] = ()
     sim: Sim | None = None
 
 

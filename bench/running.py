@@ -15,6 +15,7 @@ from comms.errors import (
     RuntimeFailure,
     TimeoutFailure,
     WrongResults,
+    error_of,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run_specs(
                 cases = run_spec(spec, progress.update)
             except EpbenchError as error:
                 store.finish(complete=False)
-                raise type(error)(f"{error}; results so far: {store.path}") from error
+                raise error_of(error.exit_code, f"{error}; results so far: {store.path}") from error
             store.add(cases)
             num_done += 1
             progress.end(spec, cases)

@@ -98,8 +98,12 @@ class Session:
         if form == "cached":
             # Counts are what the cached form is given.
             names = [name for name in names if name != "recv_counts"]
-        self._device.poison(names, self._num_recv)
+        self.poison(names)
         return Inputs(x, y, tuple(names))
+
+    def poison(self, outputs: Sequence[str]) -> None:
+        """Poison outputs again."""
+        self._device.poison(outputs, self._num_recv)
 
     def check(self, inputs: Inputs, num_late: npt.NDArray[np.int64]) -> CheckResult:
         """Return what the outputs of this process's ranks are worth.

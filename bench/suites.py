@@ -14,6 +14,7 @@ from bench.cases import CaseSpec
 from bench.records.record import AxisValue, Form
 from comms.errors import UsageError
 from comms.fabric import CrossRail, End, load_fabric
+from kernels.devices import MAX_CPU_SMS
 
 if TYPE_CHECKING:
     from bench.workloads.workload import Workload
@@ -223,6 +224,11 @@ def _expand_one(grid: Grid) -> list[CaseSpec]:
     ]
     for spec in specs:
         spec.shape()
+        if spec.device == "cpu" and spec.num_sms > MAX_CPU_SMS:
+            raise UsageError(
+                f"num_sms must be at most {MAX_CPU_SMS} on device cpu, where an SM is a thread, "
+                f"got {spec.num_sms}"
+            )
         if spec.device == "sim" and spec.num_sms > spec.fabric.num_sms:
             raise UsageError(
                 f"num_sms must be at most the {spec.fabric.num_sms} SMs of {spec.fabric.gpu}, "

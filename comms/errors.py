@@ -49,5 +49,5 @@ class Interrupted(EpbenchError):
 
 def error_of(exit_code: int, sentence: str) -> EpbenchError:
     """Return the error of an exit code, as another process has told it."""
-    kinds = {kind.exit_code: kind for kind in EpbenchError.__subclasses__()}
-    return kinds.get(exit_code, EpbenchError)(sentence)
+    kinds = (UsageError, RuntimeFailure, TimeoutFailure, NothingRan, WrongResults, Interrupted)
+    return next((kind for kind in kinds if kind.exit_code == exit_code), EpbenchError)(sentence)

@@ -79,7 +79,7 @@ class _Results:
         self._specs = specs
         self._found: dict[str, list[Case]] = {}
         self._runner = Dispatcher(
-            specs, lambda parent: Request(grids, _TIMING, parent), lambda *_: None
+            specs, lambda *parent: Request(grids, _TIMING, *parent), lambda *_: None
         )
 
     def of(self, key: Key, folder: Path) -> tuple[CaseSpec, list[Case]]:

@@ -21,6 +21,7 @@ from bench.ranks.supervisor import Supervisor
 from bench.records.store import write_atomic
 from bench.timing import Timing
 from comms.errors import RuntimeFailure, TimeoutFailure, UsageError, error_of
+from comms.mpi.control import start_time
 from comms.mpi.launched import launched
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def start_ranks(launcher: Launcher, num_ranks: int, timeout_s: float) -> list[Ro
     """
     with tempfile.TemporaryDirectory(prefix="epbench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        request = Request([], Timing(timeout_s=timeout_s), os.getpid())
+        own = os.getpid()
+        request = Request([], Timing(timeout_s=timeout_s), own, start_time(own))
         (folder / REQUEST).write_bytes(msgspec.json.encode(request))
         with (folder / _SAID).open("wb") as said:
             # A session of its own: Ctrl-C comes to this process alone, which then ends the ranks.
@@ -155,7 +157,9 @@ def main(folder: Path) -> int:
     def tell(exit_code: int, sentence: str) -> None:
         write_atomic(folder / FAILURE, msgspec.json.encode(Failure(exit_code, sentence)))
 
-    supervisor = Supervisor(timeout_s=request.timing.timeout_s, tell=tell, parent=request.parent)
+    supervisor = Supervisor(
+        timeout_s=request.timing.timeout_s, tell=tell, parent=(request.parent, request.parent_start)
+    )
 
     def work() -> int:
         rows = meet(supervisor)

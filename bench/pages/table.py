@@ -4,6 +4,7 @@ Layouts (plain, rich, Markdown) are in `bench.pages.render`.
 """
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ COLUMNS = (
 
 #: Columns that only some devices and runs have.
 _WHERE_KNOWN = ("range", "bound_own", "bound_best", "efficiency", "of memcpy")
+_OF_LINKS = ("nvlink", "rdma")
 
 #: The library baseline of each device; rows are compared with the fastest `dedup` and `selection`
 #: of a block, since a library may take as many SMs as make it fastest.
@@ -50,9 +52,9 @@ LEGEND = (
     "copy per node over the rail.",
     "efficiency: bound_own / time.",
     "nvlink, rdma: physical GB/s at the busiest port, of its cap in GB/s, and percent of it.",
-    "of memcpy: time of memcpy of the bytes that a rank receives, one row per (token, rank), by as "
-    "many processes at once / time; above 100 % where a row is read once for several ranks, or "
-    "summed as it is read.",
+    "of memcpy: time of memcpy of the bytes that a rank receives, one row per (token, rank), by "
+    "one thread of as many processes at once / time; above 100 % where a row is read once for "
+    "several ranks, or summed as it is read. Median over iterations, each with a memcpy before it.",
     "vs dedup: time of the baseline's fastest dedup row of the block and form, at whatever SMs, "
     "which stand below it, / time.",
     "vs selection: likewise, as (bytes factor: ratio of bound_own, of all bytes where nothing "
@@ -68,12 +70,14 @@ class Block:
     """Rows with equal workload, world, fabric and operation.
 
     Attributes:
+        has_links: whether ranks are joined by links.
         units: one cell for each of `COLUMNS`.
         rows: cells, likewise.
         notes: what did not run or is wrong, one sentence each.
     """
 
     title: str
+    has_links: bool
     units: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
@@ -84,7 +88,8 @@ class Block:
         return tuple(
             i
             for i, name in enumerate(COLUMNS)
-            if name not in _WHERE_KNOWN or any(row[i] != "-" for row in self.rows)
+            if (name not in _WHERE_KNOWN or any(row[i] != "-" for row in self.rows))
+            and (name not in _OF_LINKS or self.has_links)
         )
 
 
@@ -123,15 +128,22 @@ def _machine(run: Run) -> tuple[str, ...]:
         return ()
     where, most = run.environment, len(run.ranks)
     line = f"{most} ranks on {where.num_cpus} cores of {where.cpu_model}, {where.mpi}"
-    if most <= where.num_cpus:
+    threads = max(
+        (case.world_size * case.num_sms for case in run.cases if case.samples_us), default=0
+    )
+    if threads <= where.num_cpus:
         return (line,)
-    return (f"{line}: more ranks than cores, times of all of them include waiting for a core",)
+    return (
+        f"{line}: with up to {threads} SMs of all ranks on them, times include waiting for a core",
+    )
 
 
 def _is_told(line: str, cases: Sequence[Case]) -> bool:
     """Return whether a line of the legend is about something that these cases have."""
     if line.startswith(("of memcpy", "Where memcpy")):
-        return any(case.memcpy_us is not None for case in cases)
+        return any(case.memcpy_samples_us for case in cases)
+    if line.startswith("nvlink"):
+        return any(_has_links(case) for case in cases)
     if line.startswith(("range", "bound_own", "efficiency")):
         return any(case.bound_own_us is not None for case in cases)
     return True
@@ -173,6 +185,7 @@ def _block(cases: Sequence[Case]) -> Block:
     rivals = _rivals(shown.values())
     return Block(
         title=_title(first),
+        has_links=_has_links(first),
         units=_units(first, rivals),
         rows=tuple(
             _cells(case, rows[key], rivals)
@@ -189,7 +202,7 @@ def _rivals(shown: Iterable[Case]) -> dict[tuple[str, Form], Case]:
     for case in shown:
         key = (case.variant, case.form)
         is_rival = case.kernel == BASELINES.get(case.device) and case.status == "passed"
-        if is_rival and (key not in fastest or _time(case) < _time(fastest[key])):
+        if is_rival and (key not in fastest or _ratio(fastest[key], case) > 1):
             fastest[key] = case
     return fastest
 
@@ -259,9 +272,9 @@ def _cells(
         _us(case.bound_own_us),
         _us(case.bound_best_us),
         "-" if case.efficiency is None else f"{100 * case.efficiency:.1f}",
-        _part(case.memcpy_us, case.time_us),
-        _rate(case.gbs.nvlink if case.gbs else None, case.caps.nvlink_gbs),
-        _rate(case.gbs.rdma if case.gbs else None, case.caps.rdma_gbs),
+        _of_memcpy(case),
+        _rate(case.gbs.nvlink if case.gbs and _has_links(case) else None, case.caps.nvlink_gbs),
+        _rate(case.gbs.rdma if case.gbs and _has_links(case) else None, case.caps.rdma_gbs),
         _speed_up(case, rivals.get(("dedup", case.form))),
         _factors(case, rivals.get(("selection", case.form))),
         str(case.check.num_wrong) if case.check.num_checked else "N/A",
@@ -279,8 +292,19 @@ def _range(same: Sequence[Case]) -> str:
     return f"{_us(min(times))}..{_us(max(times))}" if len(times) > 1 else "-"
 
 
-def _part(least_us: float | None, time_us: float | None) -> str:
-    return "-" if not least_us or not time_us else f"{100 * least_us / time_us:.0f}"
+def _has_links(case: Case) -> bool:
+    """Return whether ranks are joined by links, and not by one memory."""
+    return case.device != "cpu"
+
+
+def _of_memcpy(case: Case) -> str:
+    return f"{100 / _in_memcpys(case):.0f}" if case.memcpy_samples_us else "-"
+
+
+def _in_memcpys(case: Case) -> float:
+    """Return the median over iterations of time / the time of the `memcpy` before it."""
+    pairs = zip(case.samples_us, case.memcpy_samples_us, strict=True)
+    return statistics.median(time_us / copy_us for time_us, copy_us in pairs)
 
 
 def _rate(gbs: float | None, cap: float | None) -> str:
@@ -301,8 +325,8 @@ def _ratio(base: Case, case: Case) -> float:
     Where `memcpy` was timed between the iterations of both, the times are taken in units of it: a
     shared machine's speed changes from case to case.
     """
-    if base.memcpy_us and case.memcpy_us:
-        return _time(base) / base.memcpy_us * (case.memcpy_us / _time(case))
+    if base.memcpy_samples_us and case.memcpy_samples_us:
+        return _in_memcpys(base) / _in_memcpys(case)
     return _time(base) / _time(case)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +15,7 @@ from bench.ranks.supervisor import Supervisor
 from bench.records.record import Case, Rank
 from bench.records.store import write_atomic
 from bench.suites import expand
+from comms.errors import RuntimeFailure
 from comms.mpi.control import start_time
 
 
@@ -39,8 +41,11 @@ class _NewsSink:
         self._tell(News(ranks=ranks, library=library))
 
     def _tell(self, news: News) -> None:
-        self._file.write(msgspec.json.encode(news) + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(msgspec.json.encode(news) + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise RuntimeFailure(f"cannot tell results to the parent: {error.strerror}") from error
 
 
 def main(folder: Path) -> int:
@@ -48,12 +53,16 @@ def main(folder: Path) -> int:
     request = msgspec.json.decode((folder / REQUEST).read_bytes(), type=Request)
 
     def tell(exit_code: int, sentence: str) -> None:
-        if start_time(request.parent) < 0:
+        if start_time(request.parent) != request.parent_start:
             shutil.rmtree(folder, ignore_errors=True)
             return
-        write_atomic(folder / FAILURE, msgspec.json.encode(Failure(exit_code, sentence)))
+        # A parent that finds no reason says how the launcher ended.
+        with suppress(OSError):
+            write_atomic(folder / FAILURE, msgspec.json.encode(Failure(exit_code, sentence)))
 
-    supervisor = Supervisor(timeout_s=request.timing.timeout_s, tell=tell, parent=request.parent)
+    supervisor = Supervisor(
+        timeout_s=request.timing.timeout_s, tell=tell, parent=(request.parent, request.parent_start)
+    )
 
     def work() -> int:
         specs = [spec for spec in expand(request.grids) if spec.device != "sim"]

@@ -8,6 +8,7 @@ early writes `failure.json`. Files outlive whoever wrote them.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,7 @@ class Job:
         """
         self._on_ranks = on_ranks
         self._launcher = launcher
-        self._folder = tempfile.TemporaryDirectory(prefix="epbench-")
+        self._folder = tempfile.TemporaryDirectory(prefix="epbench-", ignore_cleanup_errors=True)
         folder = Path(self._folder.name)
         (folder / REQUEST).write_bytes(msgspec.json.encode(request))
         (folder / NEWS).touch()
@@ -98,7 +99,7 @@ class Job:
             try:
                 self._process.wait(_END_S)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         self._listener.join(_END_S)
         self._news.close()
@@ -154,14 +155,14 @@ class Dispatcher:
     def __init__(
         self,
         specs: Sequence[CaseSpec],
-        make_request: Callable[[int], Request],
+        make_request: Callable[[int, int], Request],
         on_ranks: OnRanks,
     ) -> None:
         """Start nothing yet.
 
         Args:
             specs: all specs, in order.
-            make_request: makes the request of the ranks from this process's number.
+            make_request: makes the request of the ranks from this process's number and start time.
             on_ranks: told who the ranks are.
         """
         self._on_ranks = on_ranks
@@ -196,6 +197,7 @@ class Dispatcher:
             self.job.close()
 
     def _start(self) -> None:
+        from comms.mpi.control import start_time
         from comms.mpi.launcher import find_launcher
         from comms.mpi.ranks import library_name
 
@@ -204,5 +206,5 @@ class Dispatcher:
         except RuntimeFailure as error:
             self._why_not = str(error)
             return
-        request = self._make_request(os.getpid())
+        request = self._make_request(os.getpid(), start_time(os.getpid()))
         self.job = Job(launcher, max(self._sizes), request, self._on_ranks)

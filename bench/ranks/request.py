@@ -14,11 +14,13 @@ class Request(msgspec.Struct, frozen=True):
 
     Attributes:
         parent: process that wants the results.
+        parent_start: when it started, which tells it from a later process of the same number.
     """
 
     grids: list[Grid]
     timing: Timing
     parent: int
+    parent_start: int
 
 
 class News(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -41,22 +41,24 @@ class Supervisor:
     """
 
     def __init__(
-        self, *, timeout_s: float, tell: Callable[[int, str], None], parent: int | None = None
+        self,
+        *,
+        timeout_s: float,
+        tell: Callable[[int, str], None],
+        parent: tuple[int, int] | None = None,
     ) -> None:
         """Start the clock.
 
         Args:
             timeout_s: longest wait of a kernel; a step may take a little more.
             tell: called with exit code and sentence by the rank that ends the job.
-            parent: process without which the job has no purpose.
+            parent: number and start time of a process without which the job has no purpose.
         """
-        from comms.mpi.control import start_time
-
         self.control: Control | None = None
         self.save: Callable[[], str] = str
         self._tell = tell
         self._limit_s = timeout_s + _MARGIN_S
-        self._parent = None if parent is None else (parent, start_time(parent))
+        self._parent = parent
         self._lock = threading.RLock()
         self._is_saved = False
         self._signal: int | None = None
@@ -138,7 +140,7 @@ class Supervisor:
         waited = f"made no step for {self._step_s:g} s at {self._stage}"
         control = self.control
         if control is None:
-            return f"a rank {waited}: not every rank that was launched has come"
+            return f"a rank {waited}: not every rank that was launched is there"
         others = [
             f"rank {rank} is at {control.stage(rank)}"
             for rank in range(control.world_size)

@@ -11,7 +11,7 @@ from bench.records.store import read_run
 
 _RUN_COLUMNS = ("run_id", "machine_id", "start_time", "complete")
 _NESTED = ("caps", "bytes", "gbs", "check", "sim")
-_LISTS = ("samples_us", "phases_us", "rank_us")
+_LISTS = ("samples_us", "phases_us", "rank_us", "memcpy_samples_us")
 
 
 def load_frame(paths: Iterable[Path]) -> pd.DataFrame:

@@ -86,8 +86,9 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         skew_pct: how much later the last rank ends than the first, relative to `time_us`; where
             ranks have clocks of their own, how far their median times are apart.
         rank_us: each rank's own median time, empty for a simulated world.
-        memcpy_us: time of `memcpy` of the bytes that a rank receives, by as many processes at once,
-            interleaved with the iterations; null where none was timed.
+        memcpy_us: median time of `memcpy` of the bytes that a rank receives, by one thread of as
+            many processes at once; null where it was not timed.
+        memcpy_samples_us: its times, one before each iteration of `samples_us`.
         bound_own_us: least time for the bytes that this kernel must move.
         bound_best_us: least time under the best known routing.
         efficiency: `bound_own_us / time_us`, null where nothing caps or nothing was timed.
@@ -135,6 +136,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     skew_pct: float | None = None
     rank_us: list[float] = []
     memcpy_us: float | None = None
+    memcpy_samples_us: list[float] = []
     bound_own_us: float | None = None
     bound_best_us: float | None = None
     efficiency: float | None = None

@@ -31,12 +31,12 @@ def run_block(m: int, sm: int, launch: int) -> None:
     h, b, work = machine(m), block_at(m, sm), launch_at(m, launch)
     b.sm, b.first_warp, b.launch = sm, sm * h.max_warps, launch
     b.num_warps = b.num_live = work.num_warps
-    b.num_arrived, b.generation, b.idle, b.ended = 0, 0, 0, 0
+    b.num_arrived, b.generation, b.idle = 0, 0, 0
     for index in range(work.num_warps):
         warp = b.first_warp + index
         w = warp_at(m, warp)
         w.block, w.index, w.state = sm, index, READY
-        w.stage, w.line, w.since_ns, w.wait_offset = 0, 0, 0, -1
+        w.line, w.since_ns, w.wait_offset = 0, 0, -1
         w.context = h.stacks + (warp + 1) * h.stack_bytes - CONTEXT_BYTES
         prepare(w.context, m, warp, h.start_address, work.entry, work.params)
     switch(main_context(m, sm), warp_at(m, b.first_warp).context)
@@ -113,5 +113,7 @@ def compiled_program() -> Callable[[int, int], None]:
     """Return `run_program` compiled, from the disk where it is there; it releases the GIL."""
     install_switch()
     use_cache()
-    compiled: Callable[[int, int], None] = njit(cache=True, nogil=True)(run_program)
+    compiled: Callable[[int, int], None] = njit("void(int64, int64)", cache=True, nogil=True)(
+        run_program
+    )
     return compiled

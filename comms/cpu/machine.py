@@ -125,7 +125,6 @@ class Machine:
 
         Raises:
             ProgramFailed: a kernel failed or a wait reached its limit, here or on another rank.
-            EpbenchError: a kernel needs more stack than there is.
         """
         self._load(program)
         for go in self._go:
@@ -133,11 +132,6 @@ class Machine:
         self._run(self._address, 0)
         for _ in self._go:
             self._gone.acquire()
-        if overflowed := self._stacks.overflowed():
-            self._stacks = Stacks(1)
-            raise EpbenchError(
-                f"a kernel needs more than {STACK_BYTES} bytes of stack: warp {overflowed[0]}"
-            )
         if self._arrays["machine"]["error"][0] != state.OK:
             self._raise(program)
         stamps = program.stamps
@@ -145,6 +139,18 @@ class Machine:
             [stamps["start_ns"].min(axis=1), stamps["end_ns"].max(axis=1)], axis=1
         )
         return times
+
+    def check_stacks(self) -> None:
+        """Look for frames that left their stacks; programs that were timed have ended.
+
+        Raises:
+            EpbenchError: a kernel needs more stack than there is.
+        """
+        if overflowed := self._stacks.overflowed():
+            self._stacks = Stacks(1)
+            raise EpbenchError(
+                f"a kernel needs more than {STACK_BYTES} bytes of stack: warp {overflowed[0]}"
+            )
 
     def _serve(self, sm: int) -> None:
         while True:

@@ -37,15 +37,15 @@ MACHINE = _record(
     *("abort", "limit_ns", "start_address", "stacks", "stack_bytes", "scratch", "scratch_bytes"),
     *("blocks", "warps", "launches", "num_launches", "stamps", "num_threads", "max_warps"),
     *("arrived", "generation", "rendezvous"),
-    *("error", "error_block", "error_warp", "error_a", "error_b"),
+    *("error", "error_warp", "error_a", "error_b"),
 )
 BLOCK = _record(
-    *("sm", "first_warp", "num_warps", "num_live", "num_arrived", "generation", "current"),
-    *("idle", "ended", "main_rsp", "launch"),
+    *("sm", "first_warp", "num_warps", "num_live", "num_arrived", "generation"),
+    *("idle", "main_rsp", "launch"),
 )
 WARP = _record(
-    *("block", "index", "state", "context", "stage", "line", "since_ns"),
-    *("wait_offset", "wait_value", "wait_count", "wait_stride", "wait_values"),
+    *("block", "index", "state", "context", "line", "since_ns"),
+    *("wait_offset", "wait_value", "wait_count"),
 )
 LAUNCH = _record("entry", "num_blocks", "num_warps", "params")
 REGION = _record("offset", "num_bytes")

@@ -55,7 +55,6 @@ def give_way(m: int, warp: int) -> None:
 def leave(m: int, warp: int) -> None:
     """End the block's part of the launch at once; its warps never run again."""
     w = warp_at(m, warp)
-    block_at(m, w.block).ended = 1
     switch(w.context, main_context(m, w.block))
 
 
@@ -65,7 +64,6 @@ def fail(m: int, warp: int, error: int, a: int, b: int) -> None:
     h = machine(m)
     if atomics.claim(m + ERROR_AT, error) == 0:
         h.error_warp, h.error_a, h.error_b = warp, a, b
-        h.error_block = warp_at(m, warp).block
         atomics.claim(h.abort, h.rank + 1)
     leave(m, warp)
 
@@ -120,8 +118,8 @@ def wait_any(
     """Poll `count` words until one is at least its value; return its index."""
     base = base_of(m, machine(m).rank) + offset
     w = warp_at(m, warp)
-    w.wait_offset, w.wait_stride, w.wait_count, w.line = offset, stride, count, line
-    w.wait_values, w.state, w.since_ns = values, WAIT_ANY, 0
+    w.wait_offset, w.wait_count, w.line = offset, count, line
+    w.state, w.since_ns = WAIT_ANY, 0
     while True:
         for index in range(count):
             if atomics.load_acquire(base + index * stride) >= word_at(values + 8 * index)[0]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+_SLURM = "Slurm's srun"
 #: Launchers by what they set: name, variables of the number of ranks and of the rank, and one that
 #: only this launcher sets where others set the same. The first that fits counts: Open MPI and Hydra
 #: may themselves be started by Slurm, and Slurm sets Hydra's variables.
@@ -11,7 +12,7 @@ _VARIABLES = (
     ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", ""),
     ("MVAPICH's mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", ""),
     ("Hydra's mpiexec (MPICH or Intel MPI)", "PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),
-    ("Slurm's srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", ""),
+    (_SLURM, "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", ""),
     ("Hydra's mpiexec (MPICH or Intel MPI)", "PMI_SIZE", "PMI_RANK", ""),
 )
 
@@ -36,10 +37,13 @@ class Launched:
 def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
     """Return what started this process as one of several ranks, None where nothing did.
 
-    A job script of Slurm is no rank: only steps, which `srun` starts, have SLURM_STEP_NUM_TASKS.
+    A job script of Slurm is no rank: only steps, which `srun` starts, have SLURM_STEP_NUM_TASKS. A
+    step of one task may be a shell.
     """
     for launcher, size, rank, own in _VARIABLES:
         if own and own not in environment:
+            continue
+        if launcher == _SLURM and environment.get(size) == "1":
             continue
         if environment.get(size, "").isdigit() and environment.get(rank, "").isdigit():
             return Launched(launcher, size, int(environment[size]), int(environment[rank]))

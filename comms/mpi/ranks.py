@@ -95,10 +95,8 @@ def library_name() -> str:
 
 
 def leave() -> None:
-    """End MPI; collective."""
-    from mpi4py import MPI
-
-    MPI.Finalize()
+    """End MPI; collective, and without the interpreter's lock as its start."""
+    ctypes.CDLL(_load().__file__).MPI_Finalize()
 
 
 def _load() -> ModuleType:

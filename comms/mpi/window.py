@@ -19,11 +19,22 @@ if TYPE_CHECKING:
 SHARED_MEMORY = Path("/dev/shm")
 #: Part of the free memory that is left alone.
 _MARGIN = 0.05
+#: Regions of flags are far smaller; larger ones are buffers, written before they are read.
+_MOST_FLAG_BYTES = 4 * 1024 * 1024
 
 
 def free_bytes(folder: Path = SHARED_MEMORY) -> int:
-    """Return the bytes of shared memory that can be had: the file system's and the machine's."""
-    status = os.statvfs(folder)
+    """Return the bytes of shared memory that can be had: the file system's and the machine's.
+
+    Raises:
+        RuntimeFailure: there is no shared memory.
+    """
+    try:
+        status = os.statvfs(folder)
+    except OSError as error:
+        raise RuntimeFailure(
+            f"no shared memory at {folder} ({error.strerror}): mount it"
+        ) from error
     return min(status.f_bavail * status.f_frsize, _available_bytes())
 
 
@@ -68,11 +79,20 @@ class SharedWindows:
         require(num_bytes, ranks)
         try:
             self._window = MPI.Win.Allocate_shared(num_bytes, 1, comm=ranks.comm)
+            failure = None
         except MPI.Exception as error:
+            failure = str(error)
+        # Ranks go on together or not at all.
+        failures = [one for one in ranks.comm.allgather(failure) if one is not None]
+        if failures:
             raise RuntimeFailure(
-                f"{num_bytes / 1e6:.0f} MB of shared memory cannot be had from MPI: {error}"
-            ) from error
+                f"{num_bytes / 1e6:.0f} MB of shared memory cannot be had from MPI: {failures[0]}"
+            )
         self._bytes = [self._segment(rank) for rank in range(ranks.world_size)]
+        # MPI promises no zeroes, which flags begin with; they are in small regions.
+        for region in layout:
+            if region.num_bytes <= _MOST_FLAG_BYTES:
+                self.view(ranks.rank, region.name)[:] = 0
 
     def close(self) -> None:
         """Free the windows; collective."""

@@ -12,22 +12,24 @@ import numpy as np
 import numpy.typing as npt
 
 from comms.cpu import program
+from comms.cpu.loop import compiled_program
 from comms.cpu.machine import Machine
 from comms.cpu.program import MEET, Place, Program
-from comms.errors import RuntimeFailure, UsageError
+from comms.errors import RuntimeFailure
 from comms.memory import Layout, huge
 from comms.mpi.ranks import Ranks, cores
 from comms.mpi.window import SharedWindows
+from kernels import packing
+from kernels.devices import MAX_CPU_SMS as MAX_SMS
 from kernels.devices.base import Device, World, user_regions
 from kernels.isa import cpu
 from kernels.isa.entry import fiber_entry
 from kernels.protocol import Form, HostCall, HostLaunch, KernelLaunch, Op, Protocol
 
-#: Threads of a rank that this device makes at most.
-MAX_SMS = 64
 #: Bytes of the buffers of `copy_plain`, two of which no usual cache holds.
 PLAIN_BYTES = 64 * 1024 * 1024
 _RENDEZVOUS = "rendezvous"
+_OPS: tuple[Op, ...] = ("dispatch", "combine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +77,14 @@ class CpuDevice(Device):
         """Compile, allocate and start the threads; collective.
 
         Raises:
-            UsageError: more SMs than there can be threads.
             RuntimeFailure: there is not enough shared memory.
         """
         shape = world.shape
-        if shape.num_sms > MAX_SMS:
-            raise UsageError(
-                f"num_sms must be at most {MAX_SMS} on device cpu, where an SM is a thread, got "
-                f"{shape.num_sms}"
-            )
+        assert shape.num_sms <= MAX_SMS <= packing.MAX_SMS, f"{shape.num_sms=}"
         super().__init__(protocol, world)
         self._own = ranks.rank
         self.ranks = (ranks.rank,)
-        # A communicator of its own: what a kernel's library sends never meets the harness's.
-        self._comm = ranks.comm.Dup()
-        #: SMs of the whole "GPU": the cores that this rank has for itself.
-        self._num_all = max(shape.num_sms, len(cores()) // ranks.local_size, 1)
+        self._num_all = min(max(shape.num_sms, _free_cores(ranks)), MAX_SMS)
         self._plain: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]] | None = None
         self._entries: dict[str, Any] = {}
         # The first rank compiles for all; the others find the result on the disk.
@@ -100,10 +94,12 @@ class CpuDevice(Device):
         self._compile()
         regions = {**user_regions(protocol, world), **protocol.regions(shape), _RENDEZVOUS: 8}
         self.windows = SharedWindows(Layout(regions), ranks)
+        # A communicator of its own: what a kernel's library sends never meets the harness's.
+        self._comm = ranks.comm.Dup()
         self._machine = Machine(
             Place(ranks.rank, shape.world_size, shape.ranks_per_node),
             self.windows,
-            num_threads=self._num_all,
+            num_threads=max(self._num_blocks(launch) for launch in self._kernels()),
             rendezvous=self.windows.layout[_RENDEZVOUS].offset,
             abort_address=limits.abort_address,
             limit_s=limits.wait_s,
@@ -132,6 +128,7 @@ class CpuDevice(Device):
                 for step in plan.steps
             ]
         )
+        self._machine.check_stacks()
         return Timed(plan.phases, int(stamps[0, 1]), stamps[1:, 0], stamps[1:, 1])
 
     def copy_plain(self, num_bytes: int) -> int:
@@ -173,14 +170,26 @@ class CpuDevice(Device):
         self._plans[ops, form] = _Plan(phases, steps)
         return self._plans[ops, form]
 
+    def _kernels(self) -> list[KernelLaunch]:
+        return [
+            step
+            for op in _OPS
+            for step in self.protocol.launches(op, "fresh")
+            if isinstance(step, KernelLaunch)
+        ]
+
+    def _num_blocks(self, launch: KernelLaunch) -> int:
+        return self.world.shape.num_sms if launch.sms == "comm" else self._num_all
+
     def _compile(self) -> None:
-        for op in ("dispatch", "combine"):
-            for step in self.protocol.launches(op, "fresh"):
-                if isinstance(step, KernelLaunch) and step.name not in self._entries:
-                    self._entries[step.name] = fiber_entry(step.kernel, step.params, cpu)  # type: ignore[arg-type]
+        compiled_program()
+        for launch in self._kernels():
+            if launch.name not in self._entries:
+                entry = fiber_entry(launch.kernel, launch.params, cpu)  # type: ignore[arg-type]
+                self._entries[launch.name] = entry
 
     def _launch(self, launch: KernelLaunch, form: Form) -> program.Launch:
-        num_blocks = self.world.shape.num_sms if launch.sms == "comm" else self._num_all
+        num_blocks = self._num_blocks(launch)
         params = self._params(launch, self._own, form, num_blocks, launch.num_warps)
         return program.Launch(
             name=launch.name,
@@ -205,3 +214,13 @@ class CpuDevice(Device):
         region = self._settings.get(name, name)
         assert isinstance(region, str), f"{name=} is a number"
         return self.view(self._own, region, dtype)
+
+
+def _free_cores(ranks: Ranks) -> int:
+    """Return the cores that a rank has for itself: its own, shared with ranks that may use them.
+
+    Ranks are bound to cores of their own by some launchers, and to none by others.
+    """
+    own = set(cores())
+    sharers = sum(not own.isdisjoint(others) for others in ranks.comm.allgather(cores()))
+    return max(len(own) // sharers, 1)
