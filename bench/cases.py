@@ -97,8 +97,9 @@ class CaseSpec:
 
     def label(self) -> str:
         """Return a short name for progress lines."""
+        where = self.fabric.name if self.device == "sim" else self.device
         return (
-            f"{self.kernel}/{self.variant} {self.form} {self.num_sms} SMs, {self.fabric.name} "
+            f"{self.kernel}/{self.variant} {self.form} {self.num_sms} SMs, {where} "
             f"EP{self.world_size}, {self.workload.num_tokens} tokens"
         )
 

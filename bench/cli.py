@@ -239,10 +239,12 @@ def _refuse(sentence: str, exit_code: int) -> int:
 def _print_page(shown: Run, *, written: Sequence[Path]) -> None:
     from bench.pages import render
     from bench.pages.table import build_page
+    from comms.mpi.launched import launched
 
     page = build_page(shown)
     with _stdout():
-        is_terminal = sys.stdout.isatty()
+        # A launcher gives its ranks a terminal whose lines go anywhere.
+        is_terminal = sys.stdout.isatty() and launched() is None
         if is_terminal:
             from rich.console import Console
 

@@ -209,16 +209,14 @@ TIMING_OPTIONS = (
         "2.",
     ),
     click.Option(
-        ["--iters", "--iterations", "-n"],
-        "iters",
+        ["--iters", "--iterations", "-n", "iters"],
         type=click.IntRange(min=0),
         default=Timing().num_iters,
         metavar="N",
         help=f"Timed iterations on real clocks. Default: {Timing().num_iters}.",
     ),
     click.Option(
-        ["--warmup", "--warmup-iters", "-w"],
-        "warmup",
+        ["--warmup", "--warmup-iters", "-w", "warmup"],
         type=click.IntRange(min=0),
         default=Timing().num_warmup,
         metavar="N",

@@ -90,7 +90,9 @@ def default_grid(device: str) -> Grid:
         UsageError: there is no such device.
     """
     if device not in DEFAULTS:
-        raise UsageError(f"no device {device!r} here; devices that exist: {', '.join(DEVICES)}")
+        raise UsageError(
+            f"no device {device!r} in this version; choose one of {', '.join(DEVICES)}"
+        )
     return DEFAULTS[device]
 
 
@@ -245,10 +247,11 @@ def _refuse_axes(grid: Grid) -> None:
     for axis in ("fabric", "sm_copy", "skew_us", "prefix"):
         value, only = getattr(grid, axis), getattr(expected, axis)
         if value != only:
+            got = ",".join(map(str, value)) if isinstance(value, tuple) else value
             told = {None: "full"}.get(only, ",".join(only) if isinstance(only, tuple) else only)
             raise UsageError(
                 f"{axis} must be {told} on device {grid.device}, whose clocks, links and rows are "
-                f"real, got {value}"
+                f"real: leave it out, got {got}"
             )
 
 

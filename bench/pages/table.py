@@ -54,13 +54,12 @@ LEGEND = (
     "nvlink, rdma: physical GB/s at the busiest port, of its cap in GB/s, and percent of it.",
     "of memcpy: time of memcpy of the bytes that a rank receives, one row per (token, rank), by "
     "one thread of as many processes at once / time; above 100 % where a row is read once for "
-    "several ranks, or summed as it is read. Median over iterations, each with a memcpy before it.",
+    "several ranks, or summed as it is read. Median over iterations, each with a memcpy before it: "
+    "where a machine's speed changes from row to row, this compares them better than times do.",
     "vs dedup: time of the baseline's fastest dedup row of the block and form, at whatever SMs, "
     "which stand below it, / time.",
     "vs selection: likewise, as (bytes factor: ratio of bound_own, of all bytes where nothing "
     "caps) x (efficiency factor).",
-    "Where memcpy was timed between a case's iterations, speed-ups compare times in units of it: "
-    "the speed of a shared machine changes from case to case.",
     "#wrong: rows that differ from the oracle, wrong counts, and writes that came too late.",
 )
 
@@ -140,7 +139,7 @@ def _machine(run: Run) -> tuple[str, ...]:
 
 def _is_told(line: str, cases: Sequence[Case]) -> bool:
     """Return whether a line of the legend is about something that these cases have."""
-    if line.startswith(("of memcpy", "Where memcpy")):
+    if line.startswith("of memcpy"):
         return any(case.memcpy_samples_us for case in cases)
     if line.startswith("nvlink"):
         return any(_has_links(case) for case in cases)
@@ -202,7 +201,7 @@ def _rivals(shown: Iterable[Case]) -> dict[tuple[str, Form], Case]:
     for case in shown:
         key = (case.variant, case.form)
         is_rival = case.kernel == BASELINES.get(case.device) and case.status == "passed"
-        if is_rival and (key not in fastest or _ratio(fastest[key], case) > 1):
+        if is_rival and (key not in fastest or _time(case) < _time(fastest[key])):
             fastest[key] = case
     return fastest
 
@@ -316,18 +315,7 @@ def _rate(gbs: float | None, cap: float | None) -> str:
 def _speed_up(case: Case, base: Case | None) -> str:
     if base is None or not base.time_us or not case.time_us:
         return "-"
-    return f"{_ratio(base, case):.2f}"
-
-
-def _ratio(base: Case, case: Case) -> float:
-    """Return how many times longer one case takes than another.
-
-    Where `memcpy` was timed between the iterations of both, the times are taken in units of it: a
-    shared machine's speed changes from case to case.
-    """
-    if base.memcpy_samples_us and case.memcpy_samples_us:
-        return _in_memcpys(base) / _in_memcpys(case)
-    return _time(base) / _time(case)
+    return f"{base.time_us / case.time_us:.2f}"
 
 
 def _factors(case: Case, base: Case | None) -> str:
@@ -337,7 +325,7 @@ def _factors(case: Case, base: Case | None) -> str:
     if not own or not others:
         return "-"
     by_bytes = others / own
-    return f"{by_bytes:.2f} x {_ratio(base, case) / by_bytes:.2f}"
+    return f"{by_bytes:.2f} x {base.time_us / case.time_us / by_bytes:.2f}"
 
 
 def _least(case: Case) -> float:

@@ -37,7 +37,7 @@ def tool() -> Tool:
     """Return name and version of epbench, with git state where it runs from its clone."""
     if _git("rev-parse", "--show-toplevel") != str(_ROOT):
         return Tool("epbench", VERSION, git_sha=None, git_branch=None, git_dirty=None)
-    status = _git("status", "--porcelain")
+    status = _git("status", "--porcelain", "--untracked-files=no")
     return Tool(
         "epbench",
         VERSION,
