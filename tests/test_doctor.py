@@ -341,7 +341,7 @@ def test_a_launcher_that_fails(
     _put_launcher(tmp_path, monkeypatch, "printf -- '----\\nno slots\\n here\\n' >&2; exit 9")
     assert main(["doctor", "--ranks", "2"]) == 3
     out, err = capsys.readouterr()
-    words = "bad: mpirun ended with 9 before all ranks had met: no slots here\n"
+    words = "bad: mpirun ended with 9 before all ranks had run: no slots here\n"
     assert _findings(out)["ranks"] == words
     assert err.startswith("epbench: not all is well with ranks: ")
 

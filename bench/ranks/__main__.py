@@ -1,8 +1,6 @@
 """One rank of a job that `epbench run` started: `python -m bench.ranks FOLDER`."""
 
-import shutil
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -10,13 +8,11 @@ import msgspec
 
 from bench.cases import CaseSpec
 from bench.ranks.rank import run_rank
-from bench.ranks.request import FAILURE, NEWS, REQUEST, Failure, News, Request
+from bench.ranks.request import NEWS, News, read_request, teller
 from bench.ranks.supervisor import Supervisor
 from bench.records.record import Case, Rank
-from bench.records.store import write_atomic
 from bench.suites import expand
 from comms.errors import RuntimeFailure
-from comms.mpi.control import start_time
 
 
 class _NewsSink:
@@ -50,18 +46,11 @@ class _NewsSink:
 
 def main(folder: Path) -> int:
     """Run as one rank and return the exit code."""
-    request = msgspec.json.decode((folder / REQUEST).read_bytes(), type=Request)
-
-    def tell(exit_code: int, sentence: str) -> None:
-        if start_time(request.parent) != request.parent_start:
-            shutil.rmtree(folder, ignore_errors=True)
-            return
-        # A parent that finds no reason says how the launcher ended.
-        with suppress(OSError):
-            write_atomic(folder / FAILURE, msgspec.json.encode(Failure(exit_code, sentence)))
-
+    request = read_request(folder)
     supervisor = Supervisor(
-        timeout_s=request.timing.timeout_s, tell=tell, parent=(request.parent, request.parent_start)
+        timeout_s=request.timing.timeout_s,
+        tell=teller(folder, request),
+        parent=(request.parent, request.parent_start),
     )
 
     def work() -> int:

@@ -1,38 +1,24 @@
 """The job that a lone process starts: one launch of ranks for all specs that need them.
 
-Parent and ranks speak by files in a folder of the job: `request.json` says what to run, the first
-rank appends a line to `news.jsonl` for everything it wants known, and the rank that ends the job
-early writes `failure.json`. Files outlive whoever wrote them.
+The first rank appends a line to `news.jsonl` for everything it wants known.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import IO
 
 import msgspec
 
 from bench.cases import CaseSpec
-from bench.ranks.request import FAILURE, NEWS, REQUEST, Failure, News, Request
+from bench.ranks.request import NEWS, News, Request
+from bench.ranks.started import Started
 from bench.records.record import Case, Rank
-from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, error_of
+from comms.errors import RuntimeFailure
 from comms.mpi.launcher import Launcher
 
 _LOOK_S = 0.02
-#: How long the launcher may take to end its ranks before it is killed.
-_END_S = 3.0
-#: Signals that a launcher reports as 128 + number where a rank did not end by itself.
-_KILLED = 128
-
 
 OnRanks = Callable[[list[Rank], str], None]
 
@@ -52,28 +38,10 @@ class Job:
             on_ranks: called with who they are and MPI's name and version, when they have met.
         """
         self._on_ranks = on_ranks
-        self._launcher = launcher
-        self._folder = tempfile.TemporaryDirectory(prefix="epbench-", ignore_cleanup_errors=True)
-        folder = Path(self._folder.name)
-        (folder / REQUEST).write_bytes(msgspec.json.encode(request))
-        (folder / NEWS).touch()
-        self._failure = folder / FAILURE
-        self._news = (folder / NEWS).open("rb")
-        # A session of its own: Ctrl-C comes to this process alone, which then ends the ranks.
-        self._process = subprocess.Popen(
-            launcher.command(num_ranks, [sys.executable, "-m", "bench.ranks", str(folder)]),
-            env=launcher.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert self._process.stderr is not None
-        self._said: deque[str] = deque(maxlen=40)
-        self._listener = threading.Thread(
-            target=self._listen, args=(self._process.stderr,), daemon=True
-        )
-        self._listener.start()
+        self._started = Started(launcher, num_ranks, "bench.ranks", request)
+        news = self._started.folder / NEWS
+        news.touch()
+        self._news = news.open("rb")
 
     def cases(self, update: Callable[[str, float], None]) -> list[Case]:
         """Wait for the cases of the next spec.
@@ -91,30 +59,22 @@ class Job:
                 update(news.stage, news.fraction)
             if news.cases:
                 return news.cases
-        raise self._error()
+        raise self._started.error()
 
     def close(self) -> None:
         """End the ranks, if they have not ended by themselves."""
-        if self._process.poll() is None:
-            try:
-                self._process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-        self._listener.join(_END_S)
         self._news.close()
-        self._folder.cleanup()
+        self._started.close()
 
     def stop(self) -> None:
         """Ask the ranks to end now."""
-        if self._process.poll() is None:
-            self._process.terminate()
+        self._started.stop()
 
     def _read(self) -> Iterator[News]:
         """Return news as they come, until the ranks have ended and all is read."""
         line = b""
         while True:
-            has_ended = self._process.poll() is not None
+            has_ended = self._started.has_ended()
             line += self._news.readline()
             if line.endswith(b"\n"):
                 yield msgspec.json.decode(line, type=News)
@@ -123,30 +83,6 @@ class Job:
                 return
             else:
                 time.sleep(_LOOK_S)
-
-    def _listen(self, stream: IO[bytes]) -> None:
-        for line in stream:
-            if text := line.decode(errors="replace").strip(" \t\r\n-"):
-                self._said.append(text)
-
-    def _error(self) -> EpbenchError:
-        if self._failure.exists():
-            failure = msgspec.json.decode(self._failure.read_bytes(), type=Failure)
-            return error_of(failure.exit_code, failure.sentence)
-        code = self._process.returncode
-        self._listener.join(_END_S)
-        if code < 0 or code > _KILLED:
-            return TimeoutFailure(
-                f"a rank was killed: {self._launcher.path.name} ended with {abs(code)}"
-            )
-        said = " ".join(self._said)
-        return RuntimeFailure(
-            f"{self._launcher.path.name} ended with {code} before all ranks had run: "
-            f"{said[-_MOST_SAID:] or 'it said nothing'}"
-        )
-
-
-_MOST_SAID = 300
 
 
 class Dispatcher:

@@ -1,10 +1,17 @@
 """What a lone process and the ranks that it starts tell each other, and in which files."""
 
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
 import msgspec
 
 from bench.records.record import Case, Rank
+from bench.records.store import write_atomic
 from bench.suites import Grid
 from bench.timing import Timing
+from comms.mpi.control import start_time
 
 REQUEST, NEWS, FAILURE = "request.json", "news.jsonl", "failure.json"
 
@@ -38,3 +45,22 @@ class Failure(msgspec.Struct, frozen=True):
 
     exit_code: int
     sentence: str
+
+
+def read_request(folder: Path) -> Request:
+    """Return what the ranks of a folder shall run."""
+    return msgspec.json.decode((folder / REQUEST).read_bytes(), type=Request)
+
+
+def teller(folder: Path, request: Request) -> Callable[[int, str], None]:
+    """Return what tells the parent exit code and sentence, and cleans up where it is gone."""
+
+    def tell(exit_code: int, sentence: str) -> None:
+        if start_time(request.parent) != request.parent_start:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        # A parent that finds no reason says how the launcher ended.
+        with suppress(OSError):
+            write_atomic(folder / FAILURE, msgspec.json.encode(Failure(exit_code, sentence)))
+
+    return tell
