@@ -314,3 +314,21 @@ def test_free_memory_is_the_least_of_file_system_and_machine(
 
 def test_this_machine_has_free_memory(tmp_path: Path) -> None:
     assert 0 < window.free_bytes(tmp_path) < 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "exit_code", "number"),
+    [
+        ("Open MPI", 137, 9),
+        ("Open MPI", 9, None),
+        ("Open MPI", 4, None),
+        ("Hydra", 9, 9),
+        ("Hydra", 139, 11),
+        ("Hydra", -15, 15),
+        ("Hydra", 2, None),
+    ],
+)
+def test_what_a_launcher_tells_of_a_killed_rank(
+    kind: str, exit_code: int, number: int | None
+) -> None:
+    assert Launcher(Path("mpirun"), kind).signal_of(exit_code) == number

@@ -22,8 +22,6 @@ from comms.mpi.launcher import Launcher
 
 #: How long the launcher may take to end its ranks before it is killed.
 _END_S = 3.0
-#: Signals that a launcher reports as 128 + number where a rank did not end by itself.
-_KILLED = 128
 #: Characters of what a launcher said that a sentence repeats.
 _MOST_SAID = 300
 
@@ -37,6 +35,7 @@ class Started:
 
     def __init__(self, launcher: Launcher, num_ranks: int, module: str, request: Request) -> None:
         """Start `python -m module folder` as so many ranks."""
+        self._launcher = launcher
         self._name = launcher.path.name
         self._temporary = tempfile.TemporaryDirectory(prefix="epbench-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
@@ -92,8 +91,8 @@ class Started:
             return error_of(failure.exit_code, failure.sentence)
         code = self._process.returncode
         self._listener.join(_END_S)
-        if code < 0 or code > _KILLED:
-            return TimeoutFailure(f"a rank was killed: {self._name} ended with {abs(code)}")
+        if number := self._launcher.signal_of(code):
+            return TimeoutFailure(f"a rank died by signal {number}: {self._name} ended with {code}")
         said = " ".join(self._said)[-_MOST_SAID:] or "it said nothing"
         return RuntimeFailure(f"{self._name} ended with {code} before all ranks had run: {said}")
 

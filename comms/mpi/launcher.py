@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,16 @@ from comms.errors import RuntimeFailure, UsageError
 
 _NAMES = ("mpirun", "mpiexec")
 _LIMIT_S = 20
+_SIGNALLED = 128
+_DEADLY = (
+    signal.SIGKILL,
+    signal.SIGTERM,
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGABRT,
+    signal.SIGILL,
+    signal.SIGFPE,
+)
 _OPEN_MPI, _HYDRA = "Open MPI", "Hydra"
 
 
@@ -35,6 +46,18 @@ class Launcher:
         """
         how = ["--oversubscribe", "--bind-to", "none"] if self.kind == _OPEN_MPI else []
         return [str(self.path), *how, "-n", str(num_ranks), *program]
+
+    def signal_of(self, exit_code: int) -> int | None:
+        """Return the signal that a rank died by, by what the launcher ended with, else None.
+
+        Open MPI's adds 128 to it. Hydra's gives it as it is, after killing the other ranks, and no
+        rank of epbench ends by itself with such a code.
+        """
+        if exit_code < 0:
+            return -exit_code
+        if exit_code > _SIGNALLED:
+            return exit_code - _SIGNALLED
+        return exit_code if self.kind == _HYDRA and exit_code in _DEADLY else None
 
     def environment(self) -> dict[str, str]:
         """Return the environment to start it in."""
