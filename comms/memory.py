@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,23 @@ class Layout:
             return f"offset {offset} of its window"
         region = before[-1]
         return f"byte {offset - region.offset} of region {region.name} of {region.num_bytes} bytes"
+
+
+class AnyWindows(Protocol):
+    """Windows of a world, as far as this process sees them."""
+
+    @property
+    def layout(self) -> Layout:
+        """Regions of every window."""
+
+    def base(self, rank: int) -> int:
+        """Return the address of a rank's window in this process."""
+
+    def word(self, rank: int, offset: int) -> int:
+        """Return the int64 word at an offset of a rank's window."""
+
+    def view(self, rank: int, name: str, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[Any]:
+        """Return a region of a rank as a flat array that shares its memory."""
 
 
 class Windows:

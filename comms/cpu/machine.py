@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from comms.cpu import report, state
 from comms.cpu.loop import compiled_program
-from comms.cpu.program import Launch, Place, Program, WindowsOfRank
+from comms.cpu.program import Launch, Place, Program
 from comms.errors import EpbenchError, TimeoutFailure
 from comms.fiber import STACK_BYTES, Stacks, start_address
-from comms.memory import PAGE_BYTES
+from comms.memory import PAGE_BYTES, AnyWindows
 
 #: Bytes of a block's scratch memory: addresses of the rows that one reduction reads.
 SCRATCH_BYTES = 8192
@@ -55,7 +55,7 @@ class Machine:
     def __init__(
         self,
         place: Place,
-        windows: WindowsOfRank,
+        windows: AnyWindows,
         *,
         num_threads: int,
         rendezvous: int,
@@ -193,7 +193,7 @@ class Machine:
         )
 
 
-def _arrays(place: Place, windows: WindowsOfRank, num_threads: int) -> dict[str, npt.NDArray[Any]]:
+def _arrays(place: Place, windows: AnyWindows, num_threads: int) -> dict[str, npt.NDArray[Any]]:
     layout = windows.layout
     pages = np.full(layout.window_bytes // PAGE_BYTES, -1, np.int16)
     regions = np.zeros(len(layout.regions), state.REGION)

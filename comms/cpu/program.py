@@ -1,26 +1,10 @@
 """What a machine runs: launches, made ready as a program, of a rank that has a place."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from comms.memory import Layout
-
-
-class WindowsOfRank(Protocol):
-    """The windows of a world as one process sees them."""
-
-    @property
-    def layout(self) -> Layout:
-        """Regions of every window."""
-
-    def base(self, rank: int) -> int:
-        """Return the address of a rank's window in this process."""
-
-    def word(self, rank: int, offset: int) -> int:
-        """Return the int64 word at an offset of a rank's window."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from comms.cpu import state
-from comms.cpu.program import Launch, WindowsOfRank
+from comms.cpu.program import Launch
+from comms.memory import AnyWindows
 from comms.waits import describe_flag
 
 _ERRORS = {
@@ -21,7 +22,7 @@ _ERRORS = {
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def describe_error(arrays: Arrays, windows: WindowsOfRank, launches: Sequence[Launch]) -> str:
+def describe_error(arrays: Arrays, windows: AnyWindows, launches: Sequence[Launch]) -> str:
     """Say what a warp did that ended the program."""
     h = arrays["machine"][0]
     warp = arrays["warps"][h["error_warp"]]
@@ -32,7 +33,7 @@ def describe_error(arrays: Arrays, windows: WindowsOfRank, launches: Sequence[La
 
 
 def blocked_warps(
-    arrays: Arrays, windows: WindowsOfRank, launches: Sequence[Launch]
+    arrays: Arrays, windows: AnyWindows, launches: Sequence[Launch]
 ) -> list[tuple[str, str]]:
     """Return where each warp is that had not ended, and what it waits for."""
     found = []
@@ -50,7 +51,7 @@ def _where(arrays: Arrays, warp: np.void) -> str:
     return f"rank {rank} sm {warp['block']} warp {warp['index']}"
 
 
-def _what(warp: np.void, launch: Launch, arrays: Arrays, windows: WindowsOfRank) -> str:
+def _what(warp: np.void, launch: Launch, arrays: Arrays, windows: AnyWindows) -> str:
     line = f"{launch.source}:{warp['line']}"
     offset = int(warp["wait_offset"])
     if warp["state"] == state.WAIT_GE:

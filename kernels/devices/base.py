@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from typing import Protocol as Interface
 
 import numpy as np
 import numpy.typing as npt
 
 from comms.errors import UsageError
 from comms.fabric import Fabric
-from comms.memory import POISON, Layout
+from comms.memory import POISON, AnyWindows
 from kernels.protocol import Form, KernelLaunch, Protocol
 from kernels.shape import Shape
 
@@ -37,23 +36,6 @@ class World:
     skew_ps: npt.NDArray[np.int64]
 
 
-class Windows(Interface):
-    """Windows of a world, as far as this process sees them."""
-
-    @property
-    def layout(self) -> Layout:
-        """Regions of every window."""
-
-    def base(self, rank: int) -> int:
-        """Return the address of a rank's window in this process."""
-
-    def word(self, rank: int, offset: int) -> int:
-        """Return the int64 word at an offset of a rank's window."""
-
-    def view(self, rank: int, name: str, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[Any]:
-        """Return a region of a rank as a flat array that shares its memory."""
-
-
 class Device:
     """A protocol's windows, and what its kernels are told.
 
@@ -61,7 +43,7 @@ class Device:
         ranks: the ranks that this process writes inputs for and checks.
     """
 
-    windows: Windows
+    windows: AnyWindows
     ranks: Sequence[int]
 
     def __init__(self, protocol: Protocol, world: World) -> None:
