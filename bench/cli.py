@@ -20,7 +20,7 @@ import click
 from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS
 from bench.resolve import resolve, timing_of
 from bench.run_request import RunRequest
-from bench.running import interruption, raise_for_status, run_specs, terminable
+from bench.running import interruption, raise_for_status, run_specs, say, terminable
 from comms.errors import (
     EpbenchError,
     Interrupted,
@@ -232,7 +232,7 @@ def _refuse(sentence: str, exit_code: int) -> int:
     started = launched()
     if started is not None and started.rank > 0:
         return exit_code
-    print(f"epbench: {' '.join(sentence.split())}", file=sys.stderr)
+    say(sentence)
     return exit_code
 
 

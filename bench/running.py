@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -62,6 +63,11 @@ def run_specs(
             f"{interruption(interrupt)} after {num_done} of {len(specs)} specs; "
             f"results so far: {store.path}"
         ) from None
+
+
+def say(sentence: str) -> None:
+    """Print the one sentence that a run ends with."""
+    print(f"epbench: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
 
 
 def raise_for_status(cases: Sequence[Case]) -> None:

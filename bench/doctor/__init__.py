@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
 from bench.doctor.machine import find_library, find_mpi, tell_machine
 from bench.doctor.ranks import Row, meet, start_ranks
 from bench.pages.doctor import Page, Say, tell_ranks
+from bench.running import say as say_end
 from comms.errors import EpbenchError, RuntimeFailure, UsageError
 from comms.mpi.launched import Launched, launched
 
@@ -80,7 +80,7 @@ def _examine_as_rank(say: Say, started: Launched, timeout_s: float) -> int:
     def tell(exit_code: int, sentence: str) -> None:
         # Of what all ranks meet the first one speaks.
         if is_first or exit_code == EpbenchError.exit_code:
-            print(f"epbench: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+            say_end(sentence)
 
     limit_s = timeout_s if is_first else timeout_s + _LINGER_S
     supervisor = Supervisor(timeout_s=limit_s, tell=tell)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bench.ranks.request import Request, read_request, teller
+from bench.ranks.request import Request, read_request, supervisor_of
 from bench.ranks.started import Started
 from bench.ranks.supervisor import Supervisor
 from bench.records.store import write_atomic
@@ -114,11 +114,7 @@ def start_ranks(launcher: Launcher, num_ranks: int, timeout_s: float) -> list[Ro
 def main(folder: Path) -> int:
     """Be one rank that a doctor started and return the exit code."""
     request = read_request(folder)
-    supervisor = Supervisor(
-        timeout_s=request.timing.timeout_s,
-        tell=teller(folder, request),
-        parent=(request.parent, request.parent_start),
-    )
+    supervisor = supervisor_of(folder, request)
 
     def work() -> int:
         rows = meet(supervisor)

@@ -8,8 +8,7 @@ import msgspec
 
 from bench.cases import CaseSpec
 from bench.ranks.rank import run_rank
-from bench.ranks.request import NEWS, News, read_request, teller
-from bench.ranks.supervisor import Supervisor
+from bench.ranks.request import NEWS, News, read_request, supervisor_of
 from bench.records.record import Case, Rank
 from bench.suites import expand
 from comms.errors import RuntimeFailure
@@ -47,11 +46,7 @@ class _NewsSink:
 def main(folder: Path) -> int:
     """Run as one rank and return the exit code."""
     request = read_request(folder)
-    supervisor = Supervisor(
-        timeout_s=request.timing.timeout_s,
-        tell=teller(folder, request),
-        parent=(request.parent, request.parent_start),
-    )
+    supervisor = supervisor_of(folder, request)
 
     def work() -> int:
         specs = [spec for spec in expand(request.grids) if spec.device != "sim"]

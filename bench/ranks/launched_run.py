@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from bench.progress import Progress, open_progress
 from bench.ranks.rank import run_rank
 from bench.ranks.supervisor import Supervisor
+from bench.running import say
 from comms.errors import EpbenchError
 
 if TYPE_CHECKING:
@@ -101,4 +101,4 @@ class _StoreSink:
 
 
 def _tell(exit_code: int, sentence: str) -> None:
-    print(f"epbench: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    say(sentence)

@@ -1,12 +1,12 @@
 """What a lone process and the ranks that it starts tell each other, and in which files."""
 
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from bench.ranks.supervisor import Supervisor
 from bench.records.record import Case, Rank
 from bench.records.store import write_atomic
 from bench.suites import Grid
@@ -52,8 +52,8 @@ def read_request(folder: Path) -> Request:
     return msgspec.json.decode((folder / REQUEST).read_bytes(), type=Request)
 
 
-def teller(folder: Path, request: Request) -> Callable[[int, str], None]:
-    """Return what tells the parent exit code and sentence, and cleans up where it is gone."""
+def supervisor_of(folder: Path, request: Request) -> Supervisor:
+    """Return what watches over a rank for a parent: it tells it the end, and ends with it."""
 
     def tell(exit_code: int, sentence: str) -> None:
         if start_time(request.parent) != request.parent_start:
@@ -63,4 +63,8 @@ def teller(folder: Path, request: Request) -> Callable[[int, str], None]:
         with suppress(OSError):
             write_atomic(folder / FAILURE, msgspec.json.encode(Failure(exit_code, sentence)))
 
-    return tell
+    return Supervisor(
+        timeout_s=request.timing.timeout_s,
+        tell=tell,
+        parent=(request.parent, request.parent_start),
+    )
