@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
 
+from kernels.knobs import Knob
 from kernels.shape import Shape
 
 if TYPE_CHECKING:
@@ -30,15 +31,19 @@ class KernelLaunch:
         name: phase that its time is recorded as.
         kernel: function of one `params`.
         params: named tuple class, all int64, filled by field name.
-        num_warps: warps of each block.
+        num_warps: warps of each block, or what works them out from a shape.
         sms: `"comm"` for the reserved SMs, `"all"` for every SM of the GPU.
     """
 
     name: str
     kernel: Callable[[Any], None]
     params: type[Any]
-    num_warps: int
+    num_warps: int | Callable[[Shape], int]
     sms: Literal["comm", "all"] = "comm"
+
+    def warps(self, shape: Shape) -> int:
+        """Return the warps of each block for a shape."""
+        return self.num_warps if isinstance(self.num_warps, int) else self.num_warps(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,7 @@ class Protocol:
         refuses: why an operation cannot run on a shape, or None.
         settings: the protocol's own parameters by field name; a string names the region that a
             parameter stands for.
+        knobs: what it may be tuned by.
         granularity: what a received row stands for.
         route: the way rows go between nodes where rails are separate; else they go in one
             hop.
@@ -112,6 +118,7 @@ class Protocol:
     launches: Callable[[Op, Form], tuple[KernelLaunch | HostLaunch, ...]]
     refuses: Callable[..., str | None] = accepts_all
     settings: Callable[[Shape], Mapping[str, int | str]] = no_settings
+    knobs: tuple[Knob, ...] = ()
     granularity: Granularity = "rank"
     route: Route = "one_hop"
     pulls: bool = False

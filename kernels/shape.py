@@ -23,6 +23,7 @@ class Shape:
         combine_dtype: `"bf16"`.
         prefix: elements of each row that really move, None for all.
         num_sms: SMs reserved for communication on each rank.
+        knobs: names and values of the protocol's knobs that somebody has turned.
     """
 
     num_nodes: int
@@ -35,6 +36,7 @@ class Shape:
     dispatch_dtype: Dtype = "fp8"
     combine_dtype: Dtype = "bf16"
     prefix: int | None = None
+    knobs: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_nodes", "ranks_per_node", "hidden", "num_experts", "num_topk", "num_sms"):

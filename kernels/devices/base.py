@@ -99,6 +99,7 @@ class Device:
             "x_row_full_bytes": shape.dispatch_row.full_bytes,
             "y_row_full_bytes": shape.combine_row.full_bytes,
             "rails": int(self.world.fabric.cross_rail == "forbidden"),
+            **{knob.name: knob.of(shape) for knob in self.protocol.knobs},
             **self._settings,
             "rank": rank,
             "num_tokens": int(self.world.num_tokens[rank]),

@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -174,7 +174,8 @@ class CpuDevice(Device):
         return [
             step
             for op in _OPS
-            for step in self.protocol.launches(op, "fresh")
+            for form in get_args(Form)
+            for step in self.protocol.launches(op, form)
             if isinstance(step, KernelLaunch)
         ]
 
@@ -190,12 +191,13 @@ class CpuDevice(Device):
 
     def _launch(self, launch: KernelLaunch, form: Form) -> program.Launch:
         num_blocks = self._num_blocks(launch)
-        params = self._params(launch, self._own, form, num_blocks, launch.num_warps)
+        num_warps = launch.warps(self.world.shape)
+        params = self._params(launch, self._own, form, num_blocks, num_warps)
         return program.Launch(
             name=launch.name,
             entry=self._entries[launch.name].address,
             num_blocks=num_blocks,
-            num_warps=launch.num_warps,
+            num_warps=num_warps,
             params=np.array(params, np.int64),
             source=inspect.getsourcefile(launch.kernel) or "",
         )

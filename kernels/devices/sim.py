@@ -81,7 +81,7 @@ class SimDevice(Device):
         shape = self.world.shape
         row = shape.dispatch_row if op == "dispatch" else shape.combine_row
         num_blocks = shape.num_sms if launch.sms == "comm" else self.world.fabric.num_sms
-        num_warps = self._num_warps or launch.num_warps
+        num_warps = self._num_warps or launch.warps(shape)
         if launch.name not in self._entries:
             entry = fiber_entry(launch.kernel, launch.params, sim)  # type: ignore[arg-type]
             self._entries[launch.name] = entry
