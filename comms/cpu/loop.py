@@ -12,10 +12,12 @@ from comms.cpu.state import (
     ARRIVED_AT,
     ERROR_AT,
     GENERATION_AT,
+    NUM_GROUPS,
     READY,
     TIMEOUT,
     base_of,
     block_at,
+    group_at,
     launch_at,
     machine,
     stamp_at,
@@ -32,11 +34,13 @@ def run_block(m: int, sm: int, launch: int) -> None:
     b.sm, b.first_warp, b.launch = sm, sm * h.max_warps, launch
     b.num_warps = b.num_live = work.num_warps
     b.num_arrived, b.generation, b.idle = 0, 0, 0
+    for index in range(NUM_GROUPS):
+        group_at(m, sm * NUM_GROUPS + index).num_arrived = 0
     for index in range(work.num_warps):
         warp = b.first_warp + index
         w = warp_at(m, warp)
         w.block, w.index, w.state = sm, index, READY
-        w.line, w.since_ns, w.wait_offset = 0, 0, -1
+        w.line, w.since_ns, w.wait_offset, w.group = 0, 0, -1, -1
         w.context = h.stacks + (warp + 1) * h.stack_bytes - CONTEXT_BYTES
         prepare(w.context, m, warp, h.start_address, work.entry, work.params)
     switch(main_context(m, sm), warp_at(m, b.first_warp).context)

@@ -204,6 +204,7 @@ def _arrays(place: Place, windows: AnyWindows, num_threads: int) -> dict[str, np
     arrays: dict[str, npt.NDArray[Any]] = {
         "machine": np.zeros(1, state.MACHINE),
         "blocks": np.zeros(num_threads, state.BLOCK),
+        "groups": np.zeros(num_threads * state.NUM_GROUPS, state.GROUP),
         "bases": np.array([windows.base(rank) for rank in range(place.world_size)], np.int64),
         "pages": pages,
         "regions": regions,
@@ -214,6 +215,6 @@ def _arrays(place: Place, windows: AnyWindows, num_threads: int) -> dict[str, np
     h["ranks_per_node"] = place.ranks_per_node
     h["window_bytes"], h["num_threads"] = layout.window_bytes, num_threads
     h["scratch_bytes"] = SCRATCH_BYTES
-    for name in ("blocks", "bases", "pages", "regions", "scratch"):
+    for name in ("blocks", "groups", "bases", "pages", "regions", "scratch"):
         h[name] = arrays[name].ctypes.data
     return arrays

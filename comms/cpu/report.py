@@ -16,6 +16,8 @@ _ERRORS = {
     state.BAD_RANK: "addresses rank {a}, which does not exist",
     state.NOT_REACHABLE: "addresses rank {a}, to which this instruction has no path "
     "(loads and stores reach the own node, puts reach other nodes)",
+    state.BAD_GROUP: "synchronises with group {a}: groups go from 1 to "
+    f"{state.NUM_GROUPS - 1}, and a warp stays in one",
     state.EXCEPTION: "raised an exception (division by zero or an index out of range)",
 }
 
@@ -65,4 +67,6 @@ def _what(warp: np.void, launch: Launch, arrays: Arrays, windows: AnyWindows) ->
         return f"{launch.source} loads {windows.layout.describe(offset)} again and again"
     if warp["state"] == state.BLOCK_SYNC:
         return f"{line} waits for the other warps of its block"
+    if warp["state"] == state.GROUP_SYNC:
+        return f"{line} waits for the other warps of its group"
     return f"{launch.source} waits for its turn"

@@ -14,7 +14,7 @@ from comms.compiling import inner
 from comms.raw import as_pointer, record_at
 
 #: States of a warp.
-READY, WAIT_GE, WAIT_ANY, SPIN, BLOCK_SYNC, PAUSE, DONE = range(7)
+READY, WAIT_GE, WAIT_ANY, SPIN, BLOCK_SYNC, GROUP_SYNC, PAUSE, DONE = range(8)
 
 #: Why a program ended early; `ABORTED` is another rank's reason.
 (
@@ -25,7 +25,8 @@ READY, WAIT_GE, WAIT_ANY, SPIN, BLOCK_SYNC, PAUSE, DONE = range(7)
     BAD_RANK,
     NOT_REACHABLE,
     EXCEPTION,
-) = range(7)
+    BAD_GROUP,
+) = range(8)
 
 
 def _record(*fields: str) -> np.dtype[Any]:
@@ -35,7 +36,16 @@ def _record(*fields: str) -> np.dtype[Any]:
 MACHINE = _record(
     *("rank", "world_size", "ranks_per_node", "bases", "window_bytes", "pages", "regions"),
     *("abort", "limit_ns", "start_address", "stacks", "stack_bytes", "scratch", "scratch_bytes"),
-    *("blocks", "warps", "launches", "num_launches", "stamps", "num_threads", "max_warps"),
+    *(
+        "blocks",
+        "groups",
+        "warps",
+        "launches",
+        "num_launches",
+        "stamps",
+        "num_threads",
+        "max_warps",
+    ),
     *("arrived", "generation", "rendezvous"),
     *("error", "error_warp", "error_a", "error_b"),
 )
@@ -45,12 +55,14 @@ BLOCK = _record(
 )
 WARP = _record(
     *("block", "index", "state", "context", "line", "since_ns"),
-    *("wait_offset", "wait_value", "wait_count"),
+    *("wait_offset", "wait_value", "wait_count", "group"),
 )
+GROUP = _record("num_arrived", "generation")
 LAUNCH = _record("entry", "num_blocks", "num_warps", "params")
 REGION = _record("offset", "num_bytes")
 STAMP = _record("start_ns", "end_ns")
 
+GROUP_BYTES = GROUP.itemsize
 MACHINE_BYTES, BLOCK_BYTES, WARP_BYTES, LAUNCH_BYTES, REGION_BYTES, STAMP_BYTES = (
     dtype.itemsize for dtype in (MACHINE, BLOCK, WARP, LAUNCH, REGION, STAMP)
 )
@@ -66,6 +78,8 @@ ERROR_AT, ARRIVED_AT, GENERATION_AT = (
     _place(MACHINE, field) for field in ("error", "arrived", "generation")
 )
 MAIN_RSP_AT = _place(BLOCK, "main_rsp")
+#: Named barriers of a block; 0 is never used, it would be the block's own.
+NUM_GROUPS = 16
 #: Regions start at multiples of this, so that a page tells its region.
 PAGE_SHIFT = 12
 
@@ -80,6 +94,12 @@ def machine(m: int) -> Any:
 def block_at(m: int, block: int) -> Any:
     """Return the record of a block."""
     return record_at(record_at(m, MACHINE).blocks + block * BLOCK_BYTES, BLOCK)
+
+
+@inner
+def group_at(m: int, group: int) -> Any:
+    """Return the record of a named barrier, NUM_GROUPS for each block."""
+    return record_at(record_at(m, MACHINE).groups + group * GROUP_BYTES, GROUP)
 
 
 @inner

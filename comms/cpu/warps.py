@@ -9,11 +9,14 @@ from comms import atomics
 from comms.compiling import inner
 from comms.cpu.state import (
     ABORTED,
+    BAD_GROUP,
     BLOCK_BYTES,
     BLOCK_SYNC,
     DONE,
     ERROR_AT,
+    GROUP_SYNC,
     MAIN_RSP_AT,
+    NUM_GROUPS,
     PAUSE,
     READY,
     SPIN,
@@ -22,6 +25,7 @@ from comms.cpu.state import (
     WAIT_GE,
     base_of,
     block_at,
+    group_at,
     machine,
     warp_at,
 )
@@ -129,18 +133,38 @@ def wait_any(
 
 
 @inner
-def load_acquire(m: int, warp: int, offset: int) -> int:
-    """Load a word of the own window and let other warps run, as kernels spin on this.
+def min_words(m: int, warp: int, offset: int, stride: int, count: int) -> int:
+    """Load words and return the least; let other warps run, as kernels spin on this.
 
-    The time limit is on seeing the same value at the same place.
+    The time limit is on seeing the same least value.
     """
-    value = atomics.load_acquire(base_of(m, machine(m).rank) + offset)
+    base = base_of(m, machine(m).rank) + offset
+    least = atomics.load_acquire(base)
+    for index in range(1, count):
+        least = min(least, atomics.load_acquire(base + index * stride))
+    spin(m, warp, offset, least)
+    return least
+
+
+@inner
+def spin(m: int, warp: int, offset: int, value: int) -> None:
+    """Pass on the turn of a warp that may load a value at a place again and again."""
     w = warp_at(m, warp)
     if w.wait_offset != offset or w.wait_value != value:
         w.wait_offset, w.wait_value, w.since_ns = offset, value, 0
     w.state = SPIN
     idle(m, warp)
     w.state = READY
+
+
+@inner
+def load_acquire(m: int, warp: int, offset: int) -> int:
+    """Load a word of the own window and let other warps run, as kernels spin on this.
+
+    The time limit is on seeing the same value at the same place.
+    """
+    value = atomics.load_acquire(base_of(m, machine(m).rank) + offset)
+    spin(m, warp, offset, value)
     return value
 
 
@@ -158,6 +182,28 @@ def block_sync(m: int, warp: int, line: int) -> None:
     generation = b.generation
     w.line, w.state, w.since_ns = line, BLOCK_SYNC, 0
     while b.generation == generation:
+        idle(m, warp)
+    resume(m, warp)
+
+
+@inner
+def group_sync(m: int, warp: int, index: int, num_warps: int, line: int) -> None:
+    """Wait for the other warps of a group."""
+    w = warp_at(m, warp)
+    group = w.block * NUM_GROUPS + index
+    if index < 1 or index >= NUM_GROUPS or (w.group >= 0 and w.group != group):
+        fail(m, warp, BAD_GROUP, index, num_warps)
+    w.group = group
+    g = group_at(m, group)
+    g.num_arrived += 1
+    if g.num_arrived == num_warps:
+        g.num_arrived = 0
+        g.generation += 1
+        block_at(m, w.block).idle = 0
+        return
+    generation = g.generation
+    w.line, w.state, w.since_ns = line, GROUP_SYNC, 0
+    while g.generation == generation:
         idle(m, warp)
     resume(m, warp)
 

@@ -53,6 +53,7 @@ def build_arrays(
     arrays: Arrays = {
         "warps": np.zeros(size * warps, state.WARP),
         "blocks": np.zeros(size * blocks, state.BLOCK),
+        "groups": np.zeros(size * blocks * state.NUM_GROUPS, state.GROUP),
         "ports": _ports(fabric, size),
         "queues": np.full(4 * 2 * size * size, -1, np.int64).view(state.QUEUE),
         "transfers": reserve(num_transfers * state.TRANSFER_BYTES).view(state.TRANSFER),

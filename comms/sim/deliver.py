@@ -13,6 +13,7 @@ from comms.sim.state import (
     CHANNEL_BYTES,
     EV_ARRIVE,
     FETCH_ADD,
+    HBM,
     NIC_IN,
     NIC_OUT,
     NUM_PORTS,
@@ -32,6 +33,7 @@ from comms.sim.state import (
     WAIT_ANY,
     block_at,
     cost,
+    group_at,
     header,
     port_at,
     rank_at,
@@ -105,8 +107,30 @@ def is_late(e: int, rank: int, offset: int) -> bool:
 
 
 @inner
-def acknowledge(e: int, warp: int, generation: int, time: int) -> None:
-    """Account an acknowledged write of `warp`; wake warps whose release waited for it."""
+def covered_at(e: int, warp: int) -> int:
+    """Return when all that a release of `warp` covers was acknowledged, -1 while it is not."""
+    w = warp_at(e, warp)
+    b = block_at(e, w.block)
+    if w.outstanding > 0 or b.old_outstanding > 0:
+        return -1
+    time = max(w.last_ack, b.old_ack)
+    if w.group < 0:
+        return time
+    g = group_at(e, w.group)
+    return -1 if g.old_outstanding > 0 else max(time, g.old_ack)
+
+
+@inner
+def acknowledge(e: int, warp: int, generation: int, group_generation: int, time: int) -> None:
+    """Account an acknowledged write of `warp`; wake warps whose release waited for it.
+
+    Args:
+        e: the engine.
+        warp: who wrote.
+        generation: of its block's barrier when it did.
+        group_generation: of its group's barrier, 0 where it had none yet.
+        time: when the warp knows.
+    """
     w = warp_at(e, warp)
     b = block_at(e, w.block)
     r = rank_at(e, w.rank)
@@ -117,18 +141,24 @@ def acknowledge(e: int, warp: int, generation: int, time: int) -> None:
     if generation < b.generation:
         b.old_outstanding -= 1
         b.old_ack = max(b.old_ack, time)
+    if w.group >= 0:
+        g = group_at(e, w.group)
+        if group_generation < g.generation:
+            g.old_outstanding -= 1
+            g.old_ack = max(g.old_ack, time)
     if b.num_fencing > 0 and b.old_outstanding == 0:
         before, other = -1, b.fence_head
         while other >= 0:
             o = warp_at(e, other)
             after = o.next
-            if o.outstanding == 0:
+            covered = covered_at(e, other)
+            if covered >= 0:
                 if before < 0:
                     b.fence_head = after
                 else:
                     warp_at(e, before).next = after
                 b.num_fencing -= 1
-                wake(e, other, max(o.wait_value, max(o.last_ack, b.old_ack)))
+                wake(e, other, max(o.wait_value, covered))
             else:
                 before = other
             other = after
@@ -191,6 +221,9 @@ def deliver(e: int, transfer: int) -> None:
         reply(e, rank * NUM_PORTS + NVL_OUT, transfer)
         return
     if kind == READ_DATA:
+        if t.port == HBM:
+            # Local reads see the local writes that were queued before them.
+            move(t.slot, t.source, t.num_bytes)
         w = warp_at(e, t.warp)
         w.pending_reads -= 1
         if w.pending_reads == 0 and w.state == READS:
@@ -226,7 +259,7 @@ def deliver(e: int, transfer: int) -> None:
         c.arrived_at = now
     # No fence of a warp covers what it gave to the NIC, so nobody waits for an acknowledgement.
     if t.port != NIC_OUT:
-        acknowledge(e, t.warp, t.generation, now + latency)
+        acknowledge(e, t.warp, t.generation, t.group_generation, now + latency)
     give_transfer(e, transfer)
 
 

@@ -18,7 +18,9 @@ from comms.sim.state import (
     EV_WARP,
     LAUNCH,
     LAUNCH_BYTES,
+    NUM_GROUPS,
     block_at,
+    group_at,
     header,
     rank_at,
     warp_at,
@@ -43,13 +45,17 @@ def begin_launch(e: int, rank: int) -> None:
         b.num_warps = b.live_warps = launch.num_warps
         b.arrived, b.num_fencing, b.old_outstanding, b.old_ack = 0, 0, 0, 0
         b.sync_head = b.sync_tail = b.fence_head = -1
+        for index in range(NUM_GROUPS):
+            g = group_at(e, block * NUM_GROUPS + index)
+            g.arrived, g.generation, g.old_outstanding, g.old_ack = 0, 0, 0, 0
+            g.sync_head = g.sync_tail = -1
         b.copy_free = b.reduce_free = b.words_at = h.now
         for index in range(launch.num_warps):
             warp = first + index
             w = warp_at(e, warp)
             w.rank, w.block, w.index = rank, block, index
             w.outstanding, w.last_ack, w.pending_reads, w.debt, w.stage = 0, 0, 0, 0, 0
-            w.line, w.unreleased = 0, 0
+            w.line, w.unreleased, w.group = 0, 0, -1
             w.context = h.stacks + (warp + 1) * h.stack_bytes - CONTEXT_BYTES
             prepare(w.context, e, warp, h.start_address, launch.entry, argument)
             wake(e, warp, h.now)

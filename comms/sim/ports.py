@@ -205,7 +205,7 @@ def leave(e: int, port: int, transfer: int) -> None:
     p = port_at(e, port)
     t = transfer_at(e, transfer)
     duration = cost(t.bytes, p.mbps)
-    if t.kind == READ_DATA:
+    if t.kind == READ_DATA and port % NUM_PORTS != HBM:
         move(t.slot, t.source, t.num_bytes)
     if port % NUM_PORTS == HBM:
         arrive_at(e, port - HBM + HBM_DONE, transfer, h.now + duration + p.latency)

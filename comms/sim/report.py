@@ -22,6 +22,8 @@ _ERRORS = {
     state.POOL_EMPTY: "found no room for one more transfer",
     state.BAD_RANK: "addresses rank {a}, which does not exist",
     state.BAD_CHANNEL: "uses channel {a}, there are {b}",
+    state.BAD_GROUP: "synchronises with group {a}: groups go from 1 to "
+    f"{state.NUM_GROUPS - 1}, and a warp stays in one",
 }
 
 
@@ -86,6 +88,8 @@ def _describe_warp(
         what = f"{line} waits for any of {warp['wait_count']} words from {flag}"
     elif warp["state"] == state.BLOCK_SYNC:
         what = f"{line} waits for the other warps of its block"
+    elif warp["state"] == state.GROUP_SYNC:
+        what = f"{line} waits for the other warps of its group"
     else:
         after = f", after {line}" if warp["line"] else ""
         what = f"waits for {state.STATE_NAMES[int(warp['state'])]}{after}"

@@ -18,13 +18,14 @@ from comms.raw import as_pointer, record_at
 NVL_OUT, NVL_IN, NIC_OUT, NIC_IN, HBM, HBM_DONE, L2, NUM_PORTS = range(8)
 
 #: States of a warp.
-IDLE, READY, WAIT_GE, WAIT_ANY, BLOCK_SYNC, FENCE, ADMIT, READS, REPLY, DONE = range(10)
+IDLE, READY, WAIT_GE, WAIT_ANY, BLOCK_SYNC, GROUP_SYNC, FENCE, ADMIT, READS, REPLY, DONE = range(11)
 STATE_NAMES = (
     "its start",
     "its turn",
     "a flag",
     "one of several flags",
     "its block",
+    "its group",
     "acknowledgements",
     "room in a full queue",
     "the rows it reads",
@@ -39,7 +40,17 @@ ROW, TOPK, STORE, ADD, FETCH_ADD, READ_REQUEST, READ_DATA, PUT, ROW_LATE, SIGNAL
 EV_WARP, EV_EGRESS, EV_ARRIVE, EV_LAUNCH = range(4)
 
 #: Errors that stop the engine.
-OK, OUT_OF_BOUNDS, TOO_LONG, NOT_REACHABLE, EXCEPTION, POOL_EMPTY, BAD_RANK, BAD_CHANNEL = range(8)
+(
+    OK,
+    OUT_OF_BOUNDS,
+    TOO_LONG,
+    NOT_REACHABLE,
+    EXCEPTION,
+    POOL_EMPTY,
+    BAD_RANK,
+    BAD_CHANNEL,
+    BAD_GROUP,
+) = range(9)
 
 
 def _record(*fields: str) -> np.dtype[Any]:
@@ -47,7 +58,7 @@ def _record(*fields: str) -> np.dtype[Any]:
 
 
 HEADER = _record(
-    *("warps", "num_warps", "blocks", "num_blocks", "ports", "num_ports", "transfers"),
+    *("warps", "num_warps", "blocks", "num_blocks", "groups", "ports", "num_ports", "transfers"),
     *("num_transfers", "payload", "heap", "heap_size", "buckets", "num_buckets"),
     *("ranks", "world_size", "launches", "num_launches", "params", "params_words", "pages"),
     *("num_pages", "regions", "channels", "num_channels", "queues"),
@@ -66,7 +77,7 @@ HEADER = _record(
 WARP = _record(
     *("rank", "block", "index", "state", "wait_offset", "wait_value", "wait_count", "wait_stride"),
     *("poll_base", "line", "next", "outstanding", "last_ack", "pending_reads", "reply", "debt"),
-    *("unreleased", "stage", "context"),
+    *("unreleased", "stage", "context", "group"),
 )
 BLOCK = _record(
     *(
@@ -83,6 +94,7 @@ BLOCK = _record(
     *("old_outstanding", "old_ack", "num_fencing", "fence_head", "copy_free", "reduce_free"),
     *("words_at",),
 )
+GROUP = _record("arrived", "sync_head", "sync_tail", "generation", "old_outstanding", "old_ack")
 PORT = _record(
     *("mbps", "latency", "limit", "queued", "head", "tail", "busy", "service_bytes", "free_at"),
     *("stalled_head", "stalled_tail", "ready_head", "ready_tail", "request_head", "request_tail"),
@@ -92,6 +104,7 @@ PORT = _record(
 TRANSFER = _record(
     *("kind", "next", "src_rank", "dst_rank", "offset", "offset2", "bytes", "num_bytes", "slot"),
     *("source", "warp", "generation", "value", "key", "time", "port", "room", "after"),
+    "group_generation",
 )
 RANK = _record(
     *("launch", "live_warps", "outstanding", "last_ack", "start", "end", "late", "any_head"),
@@ -104,12 +117,14 @@ EVENT = _record("time", "seq", "code")
 BUCKET = _record("head", "tail")
 QUEUE = _record("head", "tail", "next", "port")
 
-WARP_BYTES, BLOCK_BYTES, PORT_BYTES, TRANSFER_BYTES, RANK_BYTES = (
-    dtype.itemsize for dtype in (WARP, BLOCK, PORT, TRANSFER, RANK)
+WARP_BYTES, BLOCK_BYTES, GROUP_BYTES, PORT_BYTES, TRANSFER_BYTES, RANK_BYTES = (
+    dtype.itemsize for dtype in (WARP, BLOCK, GROUP, PORT, TRANSFER, RANK)
 )
 LAUNCH_BYTES, REGION_BYTES, CHANNEL_BYTES, EVENT_BYTES, BUCKET_BYTES, QUEUE_BYTES = (
     dtype.itemsize for dtype in (LAUNCH, REGION, CHANNEL, EVENT, BUCKET, QUEUE)
 )
+#: Named barriers of a block; 0 is never used, it would be the block's own.
+NUM_GROUPS = 16
 #: Regions start at multiples of this, so that a page tells its region.
 PAGE_SHIFT = 12
 
@@ -130,6 +145,12 @@ def warp_at(e: int, warp: int) -> Any:
 def block_at(e: int, block: int) -> Any:
     """Return the record of a block."""
     return record_at(record_at(e, HEADER).blocks + block * BLOCK_BYTES, BLOCK)
+
+
+@inner
+def group_at(e: int, group: int) -> Any:
+    """Return the record of a named barrier, NUM_GROUPS for each block."""
+    return record_at(record_at(e, HEADER).groups + group * GROUP_BYTES, GROUP)
 
 
 @inner

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from comms.compiling import inner
 from comms.raw import move, record_at, word_at
-from comms.sim.deliver import change_word, channel_at
+from comms.sim.deliver import change_word, channel_at, covered_at
 from comms.sim.ports import arrive_at, give_transfer, post, request, take_slot, take_transfer
 from comms.sim.state import (
     ADMIT,
@@ -38,6 +38,7 @@ from comms.sim.state import (
     TOPK,
     block_at,
     cost,
+    group_at,
     header,
     rank_at,
     region_at,
@@ -96,12 +97,20 @@ def new_transfer(e: int, warp: int, kind: int, rank: int, offset: int, num_bytes
 
 
 @inner
+def stamp(e: int, warp: int, transfer: int) -> None:
+    """Note the barriers that a write comes after, by which it is known whom its releases cover."""
+    t, w = transfer_at(e, transfer), warp_at(e, warp)
+    t.generation = block_at(e, w.block).generation
+    t.group_generation = 0 if w.group < 0 else group_at(e, w.group).generation
+
+
+@inner
 def issue(e: int, warp: int, transfer: int, kind: int) -> None:
     """Post a write at the warp's port `kind`; stall where the queue is full."""
     w = warp_at(e, warp)
     t = transfer_at(e, transfer)
     t.port = kind
-    t.generation = block_at(e, w.block).generation
+    stamp(e, warp, transfer)
     if t.kind in (ROW, ROW_LATE, TOPK):
         w.unreleased |= 1 << (t.dst_rank & 63)
     w.outstanding += 1
@@ -243,7 +252,7 @@ def write_word(e: int, warp: int, rank: int, offset: int, value: int, kind: int)
     w = warp_at(e, warp)
     b = block_at(e, w.block)
     owe(e, warp, header(e).word_issue)
-    if w.outstanding == 0 and b.old_outstanding == 0:
+    if covered_at(e, warp) >= 0:
         w.unreleased = 0
     if port == NVL_OUT and w.unreleased & (1 << (rank & 63)):
         change_word(e, transfer)
@@ -254,7 +263,7 @@ def write_word(e: int, warp: int, rank: int, offset: int, value: int, kind: int)
         issue(e, warp, transfer, NVL_OUT)
         return
     t.port = L2
-    t.generation = b.generation
+    stamp(e, warp, transfer)
     w.outstanding += 1
     rank_at(e, w.rank).outstanding += 1
     b.words_at = header(e).now + header(e).l2
@@ -329,6 +338,18 @@ def load(e: int, warp: int, offset: int) -> int:
     else:
         owe(e, warp, header(e).l2)
     return word_at(rank_at(e, w.rank).base + offset)[0]
+
+
+@inner
+def min_words(e: int, warp: int, offset: int, stride: int, count: int) -> int:
+    """Load words of the own window, lane by lane, and return the least; others may run before."""
+    check_window(e, warp, warp_at(e, warp).rank, offset, (count - 1) * stride + 8)
+    pay(e, warp, header(e).l2 + (count + 31) // 32 * header(e).word_issue)
+    base = rank_at(e, warp_at(e, warp).rank).base + offset
+    least = word_at(base)[0]
+    for index in range(1, count):
+        least = min(least, word_at(base + index * stride)[0])
+    return least
 
 
 @inner

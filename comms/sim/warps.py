@@ -7,17 +7,21 @@ warp follow.
 from comms.compiling import inner
 from comms.fiber import switch
 from comms.raw import word_at
-from comms.sim.deliver import bucket_at
+from comms.sim.deliver import bucket_at, covered_at
 from comms.sim.events import item, push, push_launch_end, wake
 from comms.sim.state import (
+    BAD_GROUP,
     BLOCK_SYNC,
     DONE,
     EV_WARP,
     FENCE,
+    GROUP_SYNC,
+    NUM_GROUPS,
     READY,
     WAIT_ANY,
     WAIT_GE,
     block_at,
+    group_at,
     header,
     rank_at,
     warp_at,
@@ -162,6 +166,51 @@ def block_sync(e: int, warp: int, line: int) -> None:
 
 
 @inner
+def open_group(e: int, group: int) -> None:
+    """Let the warps that wait at a named barrier go on."""
+    g = group_at(e, group)
+    time = header(e).now + header(e).sync
+    g.old_outstanding, g.arrived = 0, 0
+    g.generation += 1
+    unreleased = 0
+    warp = g.sync_head
+    while warp >= 0:
+        w = warp_at(e, warp)
+        g.old_outstanding += w.outstanding
+        g.old_ack = max(g.old_ack, w.last_ack)
+        unreleased |= w.unreleased
+        warp = w.next
+    warp = g.sync_head
+    g.sync_head = g.sync_tail = -1
+    while warp >= 0:
+        after = warp_at(e, warp).next
+        warp_at(e, warp).unreleased = unreleased
+        wake(e, warp, time)
+        warp = after
+
+
+@inner
+def group_sync(e: int, warp: int, index: int, num_warps: int, line: int) -> None:
+    """Wait for the other warps of a group; releases then cover their earlier writes."""
+    w = warp_at(e, warp)
+    pay(e, warp, 0)
+    group = w.block * NUM_GROUPS + index
+    if index < 1 or index >= NUM_GROUPS or (w.group >= 0 and w.group != group):
+        fail(e, warp, BAD_GROUP, index, num_warps)
+    w.group, w.line, w.state, w.next = group, line, GROUP_SYNC, -1
+    g = group_at(e, group)
+    if g.sync_head < 0:
+        g.sync_head = warp
+    else:
+        warp_at(e, g.sync_tail).next = warp
+    g.sync_tail = warp
+    g.arrived += 1
+    if g.arrived == num_warps:
+        open_group(e, group)
+    suspend(e, warp)
+
+
+@inner
 def fence(e: int, warp: int) -> None:
     """Sleep until every write that a release by this warp covers has been acknowledged."""
     w = warp_at(e, warp)
@@ -169,8 +218,9 @@ def fence(e: int, warp: int) -> None:
     w.unreleased = 0
     b = block_at(e, w.block)
     earliest = header(e).now + header(e).fence
-    if w.outstanding == 0 and b.old_outstanding == 0:
-        sleep_until(e, warp, max(earliest, max(w.last_ack, b.old_ack)))
+    covered = covered_at(e, warp)
+    if covered >= 0:
+        sleep_until(e, warp, max(earliest, covered))
         return
     w.state = FENCE
     w.wait_value = earliest

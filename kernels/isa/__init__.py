@@ -10,9 +10,10 @@ named after a region is its offset, and with `_addr` appended its address on thi
 8-byte words of the window.
 
 Ordering: a release covers the earlier writes of this warp, and those of the warps it has
-synchronised with by `block_sync`. A row or word becomes readable when it arrives, not when it is
-issued, and two relaxed writes may arrive in either order. Waits are acquires. Every wait ends: by
-its condition, or by a report of what it waited for.
+synchronised with by `block_sync` or `group_sync`. A row or word becomes readable when it arrives,
+not when it is issued, and two relaxed writes may arrive in either order. What this warp wrote to
+its own rank it reads itself. Waits are acquires. Every wait ends: by its condition, or by a report
+of what it waited for.
 
 Rows are what the model's data is made of and may be simulated by a prefix; `num_bytes` of a row
 instruction is a multiple of the row stride. Bytes (`copy_bytes`, `put_bytes`) are counts and
@@ -78,6 +79,10 @@ class ExpertLists(NamedTuple):
     experts_addr: int
     rows_addr: int
     weights_addr: int
+
+
+#: Named barriers of a block; `group_sync` takes 1 to NUM_GROUPS - 1, `block_sync` is barrier 0.
+NUM_GROUPS = 16
 
 
 class Target(NamedTuple):
@@ -160,6 +165,17 @@ def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int =
     _unbound()
 
 
+def min_words(offset: int, stride: int, count: int) -> int:
+    """Return the least of `count` words of the own window, all loaded as by `load_acquire`.
+
+    Args:
+        offset: first word.
+        stride: bytes from one word to the next.
+        count: number of words, at least 1.
+    """
+    _unbound()
+
+
 def warp_sync() -> None:
     """Order the memory accesses of this warp's lanes."""
     _unbound()
@@ -167,6 +183,17 @@ def warp_sync() -> None:
 
 def block_sync(line: int = 0) -> None:
     """Wait for every warp of the block; its releases then cover their earlier writes."""
+    _unbound()
+
+
+def group_sync(group: int, num_warps: int, line: int = 0) -> None:
+    """Wait for the other warps of a group; its releases then cover their earlier writes.
+
+    Args:
+        group: which of the block's groups, 1 to NUM_GROUPS - 1; a warp stays in one for a launch.
+        num_warps: warps of the group.
+        line: source line for reports; binding fills it in.
+    """
     _unbound()
 
 
@@ -253,6 +280,22 @@ def put_signal(rank: int, offset: int, value: int, channel: int) -> None:
 
 def count_ranks(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
     """Set int32 `counts[world_size]` to the tokens, from `topk` on, that go to each rank."""
+    _unbound()
+
+
+def rank_mask(topk: TopkRow, first_rank: int, num_ranks: int) -> int:
+    """Return which of at most 62 consecutive ranks a token goes to: bit i for `first_rank + i`."""
+    _unbound()
+
+
+def select_expert(topk: TopkRow, num_tokens: int, expert: int, entries_addr: int) -> int:
+    """List the selections of one expert by the tokens from `topk` on, in their order.
+
+    Writes for each an int32 `token * num_topk + k`, counted from `topk`, and its float32 weight.
+
+    Returns:
+        Number of entries, 8 bytes each.
+    """
     _unbound()
 
 

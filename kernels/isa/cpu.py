@@ -140,6 +140,12 @@ def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int) 
 
 
 @inner
+def min_words(offset: int, stride: int, count: int) -> int:
+    _own(offset, (count - 1) * stride + 8)
+    return warps.min_words(this_engine(), this_warp(), offset, stride, count)
+
+
+@inner
 def warp_sync() -> None:
     pass
 
@@ -147,6 +153,11 @@ def warp_sync() -> None:
 @inner
 def block_sync(line: int) -> None:
     warps.block_sync(this_engine(), this_warp(), line)
+
+
+@inner
+def group_sync(group: int, num_warps: int, line: int) -> None:
+    warps.group_sync(this_engine(), this_warp(), group, num_warps, line)
 
 
 @inner
@@ -220,6 +231,16 @@ def put_signal(rank: int, offset: int, value: int, channel: int) -> None:
 @inner
 def count_ranks(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
     lanes.count_ranks(topk, num_tokens, counts_addr, _scratch())
+
+
+@inner
+def rank_mask(topk: TopkRow, first_rank: int, num_ranks: int) -> int:
+    return lanes.rank_mask(topk, first_rank, num_ranks)
+
+
+@inner
+def select_expert(topk: TopkRow, num_tokens: int, expert: int, entries_addr: int) -> int:
+    return lanes.select_expert(topk, num_tokens, expert, entries_addr)
 
 
 @inner

@@ -143,6 +143,34 @@ def count_ranks(topk: TopkRow, num_tokens: int, counts_addr: int, ranks_addr: in
 
 
 @inner
+def rank_mask(topk: TopkRow, first_rank: int, num_ranks: int) -> int:
+    """Mark ranks as the instruction does."""
+    idx = i32_at(topk.idx_addr, topk.num_topk)
+    mask = 0
+    for k in range(topk.num_topk):
+        place = idx[k] // topk.experts_per_rank - first_rank
+        if idx[k] >= 0 and 0 <= place < num_ranks:
+            mask |= 1 << place
+    return mask
+
+
+@inner
+def select_expert(topk: TopkRow, num_tokens: int, expert: int, entries_addr: int) -> int:
+    """List selections as the instruction does."""
+    total = num_tokens * topk.num_topk
+    idx = i32_at(topk.idx_addr, total)
+    weights = i32_at(topk.weights_addr, total)
+    entries = i32_at(entries_addr, 2 * total)
+    count = 0
+    for index in range(total):
+        if idx[index] == expert:
+            entries[2 * count] = index
+            entries[2 * count + 1] = weights[index]
+            count += 1
+    return count
+
+
+@inner
 def count_experts(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
     """Count as the instruction does."""
     counts = i32_at(counts_addr, topk.world_size * topk.experts_per_rank)

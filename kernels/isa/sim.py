@@ -96,6 +96,11 @@ def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int) 
 
 
 @inner
+def min_words(offset: int, stride: int, count: int) -> int:
+    return transfers.min_words(this_engine(), this_warp(), offset, stride, count)
+
+
+@inner
 def warp_sync() -> None:
     pass
 
@@ -103,6 +108,11 @@ def warp_sync() -> None:
 @inner
 def block_sync(line: int) -> None:
     warps.block_sync(this_engine(), this_warp(), line)
+
+
+@inner
+def group_sync(group: int, num_warps: int, line: int) -> None:
+    warps.group_sync(this_engine(), this_warp(), group, num_warps, line)
 
 
 @inner
@@ -259,6 +269,21 @@ def count_ranks(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
     e = this_engine()
     _layout(e, num_tokens)
     lanes.count_ranks(topk, num_tokens, counts_addr, header(e).scratch)
+
+
+@inner
+def rank_mask(topk: TopkRow, first_rank: int, num_ranks: int) -> int:
+    _layout(this_engine(), 1)
+    return lanes.rank_mask(topk, first_rank, num_ranks)
+
+
+@inner
+def select_expert(topk: TopkRow, num_tokens: int, expert: int, entries_addr: int) -> int:
+    # Lanes take ids; their loads follow each other without waiting.
+    e = this_engine()
+    rounds = (num_tokens * topk.num_topk + 31) // 32
+    warps.owe(e, this_warp(), header(e).l2 + rounds * header(e).word_issue)
+    return lanes.select_expert(topk, num_tokens, expert, entries_addr)
 
 
 @inner
