@@ -130,7 +130,7 @@ def port_bytes(
         route: way of the rows.
         granularity: one row per (token, rank), or one per (token, selected expert).
         op: `"dispatch"` or `"combine"`.
-        pull: requests that the receiver of each hop pays, None where rows are pushed.
+        pull: requests that the receiver of each NVLink hop pays, None where rows are pushed.
     """
     rows = _rows(plan, granularity)
     row_bytes = _row_bytes(shape, granularity, op)
@@ -141,7 +141,8 @@ def port_bytes(
         moved = rows if op == "dispatch" else rows.T
         nvlink, nic = direct_hops(plan, moved, row_bytes, via_peer=route == "pxn")
     nvlink_out, nvlink_in = _ports(nvlink, pull)
-    nic_out, nic_in = _ports(nic, pull)
+    # Remote loads reach one node: between nodes rows are always pushed.
+    nic_out, nic_in = _ports(nic, None)
     return PortBytes(nvlink_out, nvlink_in, nic_out, nic_in)
 
 

@@ -1,0 +1,162 @@
+"""The first hop of `two_hop`: posters put rows to other nodes, near warps write the own node's.
+
+Flags, rings and records as `kernels.two_hop.dispatch` says.
+"""
+
+from kernels import isa
+from kernels.isa import TopkRow
+from kernels.two_hop.params import DispatchParams, Lists, lists_of, node_at, relative
+from kernels.two_hop.places import channel_share, topk_by_node, topk_row
+
+
+def post_rows(p: DispatchParams, channel: int) -> None:
+    """Put a channel's tokens once to each other node that wants them."""
+    node = p.rank // p.ranks_per_node
+    num_channels = p.num_sms * p.channel_warps
+    worker = isa.sm_id() * p.num_warps + isa.warp_id()
+    lists = lists_of(p.lists_addr, worker, p.num_topk, p.num_nodes)
+    cursor = p.cursors_addr + channel * p.counts_bytes
+    for other in range(p.num_nodes):
+        isa.store_i32(lists.cursor + 4 * other, 0)
+    first, last = channel_share(p, channel)
+    for token in range(first, last):
+        topk = topk_row(p, token)
+        num_ranks = 0
+        if not p.cached:
+            num_ranks = isa.route(topk, cursor, lists.ranks, lists.rows)
+        by_node = topk_by_node(topk, p.ranks_per_node)
+        num_nodes = isa.route(by_node, lists.cursor, lists.nodes, lists.places)
+        for step in range(num_nodes):
+            # Nodes and tokens start at different nodes, so that no NIC is everybody's first.
+            index = (step + node + token) % num_nodes
+            other = isa.load_i32(lists.nodes + 4 * index)
+            if other != node:
+                place = isa.load_i32(lists.places + 4 * index)
+                if not p.cached:
+                    write_record(p, other, channel, place, topk, lists, num_ranks)
+                post_row(p, other, channel, place, token)
+    for index in range(p.num_nodes - 1):
+        other = node_at(node, index, p.num_nodes)
+        count = isa.load_i32(lists.cursor + 4 * other)
+        if count % p.chunk_rows > 0:
+            post_records(p, other, channel, count // p.chunk_rows * p.chunk_rows, count)
+        sent = p.sent_addr + 8 * (other * num_channels + channel)
+        rounded = (count + p.chunk_rows - 1) // p.chunk_rows * p.chunk_rows
+        isa.store_i64(sent, isa.load_i64(sent) + rounded)
+    isa.put_wait(channel)
+
+
+def post_row(p: DispatchParams, other: int, channel: int, place: int, token: int) -> None:
+    """Put one row into its stream's ring, and the chunk's records after its last row."""
+    num_channels = p.num_sms * p.channel_warps
+    node = p.rank // p.ranks_per_node
+    at = isa.load_i64(p.sent_addr + 8 * (other * num_channels + channel)) + place
+    if place % p.chunk_rows == 0:
+        mine = relative(node, other, p.num_nodes) * num_channels + channel
+        isa.wait_ge(p.credit + 8 * mine, at + p.chunk_rows - p.ring_rows)
+    peer = other * p.ranks_per_node + p.rank % p.ranks_per_node
+    theirs = relative(other, node, p.num_nodes) * num_channels + channel
+    slot = theirs * p.ring_rows + at % p.ring_rows
+    x_addr = p.x_addr + token * p.x_row_bytes
+    isa.put_row(peer, p.ring + slot * p.x_row_bytes, x_addr, p.x_row_bytes, channel)
+    if (place + 1) % p.chunk_rows == 0:
+        post_records(p, other, channel, place + 1 - p.chunk_rows, place + 1)
+
+
+def post_records(p: DispatchParams, other: int, channel: int, begin: int, end: int) -> None:
+    """Put the records of a chunk's places and signal the chunk."""
+    num_channels = p.num_sms * p.channel_warps
+    node = p.rank // p.ranks_per_node
+    at = isa.load_i64(p.sent_addr + 8 * (other * num_channels + channel)) + begin
+    peer = other * p.ranks_per_node + p.rank % p.ranks_per_node
+    theirs = relative(other, node, p.num_nodes) * num_channels + channel
+    slot = theirs * p.ring_rows + at % p.ring_rows
+    source = record_addr(p, other, channel, begin)
+    num_bytes = (end - begin) * p.record_bytes
+    isa.put_bytes(peer, p.ring_records + slot * p.record_bytes, source, num_bytes, channel)
+    isa.put_signal(peer, p.tail + 8 * theirs, p.chunk_rows, channel)
+
+
+def record_addr(p: DispatchParams, other: int, channel: int, place: int) -> int:
+    """Return where a record waits to be put; it stays for cached dispatches."""
+    num_channels = p.num_sms * p.channel_warps
+    row = (other * num_channels + channel) * p.channel_rows + place
+    return p.records_addr + row * p.record_bytes
+
+
+def write_record(
+    p: DispatchParams,
+    other: int,
+    channel: int,
+    place: int,
+    topk: TopkRow,
+    lists: Lists,
+    num_ranks: int,
+) -> None:
+    """Write what a node's forwarder must know of a row."""
+    record = record_addr(p, other, channel, place)
+    for local in range(p.ranks_per_node):
+        isa.store_i32(record + 4 * local, -1)
+    for index in range(num_ranks):
+        rank = isa.load_i32(lists.ranks + 4 * index)
+        if rank // p.ranks_per_node == other:
+            row = isa.load_i32(lists.rows + 4 * index)
+            isa.store_i32(record + 4 * (rank % p.ranks_per_node), row)
+    # Ids stay global: to one rank that owns all experts they are local.
+    whole = TopkRow(
+        topk.idx_addr, topk.weights_addr, p.num_topk, p.experts_per_rank * p.world_size, 1
+    )
+    ids = record + 4 * p.ranks_per_node
+    isa.localize_topk(0, ids, ids + 4 * p.num_topk, whole)
+
+
+def send_near(p: DispatchParams, channel: int) -> None:
+    """Write the rows of a channel's tokens on the own node into their final places."""
+    node = p.rank // p.ranks_per_node
+    num_channels = p.num_sms * p.channel_warps
+    stream = relative(node, node, p.num_nodes) * num_channels + channel
+    kept = p.kept_addr + stream * p.channel_rows * p.kept_bytes
+    if p.cached:
+        num_kept = isa.load_i32(p.expected_addr + 4 * stream)
+        for place in range(num_kept):
+            at = kept + place * p.kept_bytes
+            token = isa.load_i32(at + 4)
+            write_rows(p, at, topk_row(p, token), p.x_addr + token * p.x_row_bytes)
+        return
+    worker = isa.sm_id() * p.num_warps + isa.warp_id()
+    lists = lists_of(p.lists_addr, worker, p.num_topk, p.num_nodes)
+    cursor = p.cursors_addr + (num_channels + channel) * p.counts_bytes
+    first, last = channel_share(p, channel)
+    for token in range(first, last):
+        topk = topk_row(p, token)
+        num_ranks = isa.route(topk, cursor, lists.ranks, lists.rows)
+        count = 0
+        for index in range(num_ranks):
+            rank = isa.load_i32(lists.ranks + 4 * index)
+            if rank // p.ranks_per_node == node:
+                keep_row(p, kept, count, rank, isa.load_i32(lists.rows + 4 * index))
+                count += 1
+        if count > 0:
+            isa.store_i32(kept, count)
+            isa.store_i32(kept + 4, token)
+            write_rows(p, kept, topk, p.x_addr + token * p.x_row_bytes)
+            kept += p.kept_bytes
+
+
+def keep_row(p: DispatchParams, kept: int, index: int, rank: int, row: int) -> None:
+    """Keep where one of a token's rows on this node goes: for this hop, and for combine."""
+    isa.store_i32(kept + 8 + 4 * index, rank)
+    isa.store_i32(kept + 8 + 4 * (p.ranks_per_node + index), row)
+
+
+def write_rows(p: DispatchParams, kept: int, topk: TopkRow, x_addr: int) -> None:
+    """Write a row, its ids and weights into its final place at each rank that was kept."""
+    count = isa.load_i32(kept)
+    start = p.rank + isa.warp_id()
+    for step in range(count):
+        index = (step + start) % count
+        rank = isa.load_i32(kept + 8 + 4 * index)
+        row = isa.load_i32(kept + 8 + 4 * (p.ranks_per_node + index))
+        at = 4 * p.num_topk * row
+        isa.copy_topk(rank, p.recv_topk_idx + at, p.recv_topk_weights + at, topk)
+        isa.copy_row(rank, p.recv_x + row * p.x_row_bytes, x_addr, p.x_row_bytes)
