@@ -1,7 +1,7 @@
 """The cases that every kernel gets right, or refuses with a documented reason, on any device."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -27,6 +27,9 @@ def protocols(device: str) -> tuple[tuple[str, str], ...]:
 
 NO_PATH = "cross_rail = forbidden"
 ONE_NODE = "one node only"
+NO_RAIL = "one node needs one hop"
+#: Kernels that refuse a single node.
+ACROSS_NODES = ("two_hop",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,14 @@ class KernelCase:
     write_routing: Callable[[Path], str] | None = None
     num_rows: int | None = None
 
+    def where_it_runs(self, kernel: str) -> "KernelCase":
+        """Return this case with its ranks on two nodes if the kernel refuses one."""
+        if kernel not in ACROSS_NODES:
+            return self
+        (ranks,) = self.grid.ranks_per_node
+        moved = msgspec.structs.replace(self.grid, nodes=(2,), ranks_per_node=(ranks // 2,))
+        return replace(self, grid=moved)
+
     def spec(self, kernel: str, variant: str, form: Form, folder: Path) -> CaseSpec:
         """Return the spec of a kernel at this point; routing files go to `folder`."""
         grid = msgspec.structs.replace(self.grid, kernel=(f"{kernel}/{variant}",), form=(form,))
@@ -57,6 +68,8 @@ class KernelCase:
 
 def refusal(spec: CaseSpec, op: Op) -> str | None:
     """Return what the reason of a documented refusal contains, or None where none is due."""
+    if spec.kernel in ACROSS_NODES:
+        return NO_RAIL if spec.nodes == 1 else None
     if spec.kernel != "direct" or spec.nodes == 1:
         return None
     if spec.variant == "pull" and op != "dispatch":

@@ -59,7 +59,7 @@ POINTS: list[Key] = [
 
 def _spec(key: Key, folder: Path) -> CaseSpec:
     name, world_size, kernel, variant, form = key
-    case = _ALL[name]
+    case = _ALL[name] if name in CASES else _ALL[name].where_it_runs(kernel)
     moved = KernelCase(on_cpu(case.grid, world_size), case.forms, case.write_routing)
     return moved.spec(kernel, variant, form, folder)
 
