@@ -60,6 +60,15 @@ def next_poll(e: int, warp: int) -> int:
 
 
 @inner
+def ends_wait(w: Any, offset: int, value: int) -> bool:
+    """Return whether a word at `offset` that is now `value` ends the wait of warp `w` for any."""
+    inside = offset - w.wait_offset
+    if inside < 0 or inside >= w.wait_count * w.wait_stride or inside % w.wait_stride != 0:
+        return False
+    return value >= word_at(w.wait_values + inside // w.wait_stride * 8)[0]
+
+
+@inner
 def word_changed(e: int, rank: int, offset: int, value: int) -> None:
     """Wake the warps of `rank` whose wait on the word at `offset` is over."""
     bucket = bucket_at(e, rank, offset)
@@ -83,8 +92,7 @@ def word_changed(e: int, rank: int, offset: int, value: int) -> None:
     while warp >= 0:
         w = warp_at(e, warp)
         after = w.next
-        inside = offset - w.wait_offset
-        if w.state == WAIT_ANY and 0 <= inside < w.wait_count * w.wait_stride:
+        if w.state == WAIT_ANY and ends_wait(w, offset, value):
             if before < 0:
                 r.any_head = after
             else:

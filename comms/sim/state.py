@@ -76,6 +76,7 @@ HEADER = _record(
 )
 WARP = _record(
     *("rank", "block", "index", "state", "wait_offset", "wait_value", "wait_count", "wait_stride"),
+    "wait_values",
     *("poll_base", "line", "next", "outstanding", "last_ack", "pending_reads", "reply", "debt"),
     *("unreleased", "stage", "context", "group"),
 )

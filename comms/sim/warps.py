@@ -116,6 +116,7 @@ def wait_any(
             if word_at(base + index * stride)[0] >= word_at(values + 8 * index)[0]:
                 return index
         w.wait_offset, w.wait_stride, w.wait_count, w.line = offset, stride, count, line
+        w.wait_values = values
         w.state = WAIT_ANY
         r = rank_at(e, w.rank)
         w.next = r.any_head
