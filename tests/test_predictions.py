@@ -6,7 +6,7 @@ from functools import partial
 import msgspec
 import pytest
 from golden_times import GOLDEN, GRIDS, times_us
-from kernel_cases import protocols
+from kernel_cases import ACROSS_NODES, protocols
 
 from bench import predicted
 from bench.harness import run_spec
@@ -35,7 +35,8 @@ def _row(rows: list[Case], op: str) -> Case:
 def test_the_same_seed_gives_the_same_prediction(kernel: str, variant: str, nodes: int) -> None:
     axes = {"kernel": (f"{kernel}/{variant}",), "nodes": (nodes,), "ranks_per_node": (4,)}
     first, second = _rows(_SMALL, **axes), _rows(_SMALL, **axes)
-    assert first
+    # A kernel that refuses this number of nodes is asked by the other.
+    assert first or kernel in {1: ACROSS_NODES}.get(nodes, ())
     for one, two in zip(first, second, strict=True):
         assert one.sim is not None
         assert two.sim is not None

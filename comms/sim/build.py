@@ -140,7 +140,7 @@ def _ranks(world: World, options: "Options") -> npt.NDArray[Any]:
 
 
 def _channels(world: World, num_channels: int) -> npt.NDArray[Any]:
-    # The lists of a channel are empty when zero: heads and tails hold a transfer's index plus one.
+    # The lists of a channel are empty when zero: they hold a transfer's or a warp's index plus one.
     has_network = world.world_size > world.ranks_per_node
     count = world.world_size**2 * num_channels if has_network else 1
     return reserve(count * state.CHANNEL_BYTES).view(state.CHANNEL)

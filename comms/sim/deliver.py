@@ -265,6 +265,12 @@ def deliver(e: int, transfer: int) -> None:
         c = channel_at(e, t.key)
         c.arrived += 1
         c.arrived_at = now
+        if c.arrived == c.posted:
+            waiter, c.waiter = c.waiter, 0
+            while waiter > 0:
+                after = warp_at(e, waiter - 1).next
+                wake(e, waiter - 1, now)
+                waiter = after
     # No fence of a warp covers what it gave to the NIC, so nobody waits for an acknowledgement.
     if t.port != NIC_OUT:
         acknowledge(e, t.warp, t.generation, t.group_generation, now + latency)

@@ -18,7 +18,9 @@ from comms.raw import as_pointer, record_at
 NVL_OUT, NVL_IN, NIC_OUT, NIC_IN, HBM, HBM_DONE, L2, NUM_PORTS = range(8)
 
 #: States of a warp.
-IDLE, READY, WAIT_GE, WAIT_ANY, BLOCK_SYNC, GROUP_SYNC, FENCE, ADMIT, READS, REPLY, DONE = range(11)
+IDLE, READY, WAIT_GE, WAIT_ANY, BLOCK_SYNC, GROUP_SYNC, FENCE, ADMIT, READS, REPLY, PUTS, DONE = (
+    range(12)
+)
 STATE_NAMES = (
     "its start",
     "its turn",
@@ -30,6 +32,7 @@ STATE_NAMES = (
     "room in a full queue",
     "the rows it reads",
     "the reply to a fetch_add",
+    "its puts to arrive",
     "nothing",
 )
 
@@ -113,7 +116,7 @@ RANK = _record(
 )
 LAUNCH = _record("entry", "num_blocks", "num_warps", "row_stride", "row_full")
 REGION = _record("offset", "num_bytes", "judged_after")
-CHANNEL = _record("posted", "arrived", "arrived_at", "head", "tail")
+CHANNEL = _record("posted", "arrived", "arrived_at", "head", "tail", "waiter")
 EVENT = _record("time", "seq", "code")
 BUCKET = _record("head", "tail")
 QUEUE = _record("head", "tail", "next", "port")

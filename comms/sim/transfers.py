@@ -25,6 +25,7 @@ from comms.sim.state import (
     OUT_OF_BOUNDS,
     POOL_EMPTY,
     PUT,
+    PUTS,
     READ_DATA,
     READ_REQUEST,
     READS,
@@ -205,18 +206,21 @@ def put_signal(e: int, warp: int, path: Path, offset: int, value: int) -> None:
 
 @inner
 def put_wait(e: int, warp: int, channel: int) -> None:
-    """Poll until the own NIC has been told that every put of a channel has arrived."""
+    """Wait until the own NIC has been told that every put of a channel has arrived."""
     h = header(e)
     own = warp_at(e, warp).rank
     if channel < 0 or channel >= h.num_channels:
         fail(e, warp, BAD_CHANNEL, channel, h.num_channels)
+    pay(e, warp, 0)
     told = h.now
     for rank in range(h.world_size):
         if rank // h.ranks_per_node == own // h.ranks_per_node:
             continue
         c = channel_at(e, (own * h.world_size + rank) * h.num_channels + channel)
         while c.arrived < c.posted:
-            pay(e, warp, h.poll)
+            w = warp_at(e, warp)
+            w.state, w.next, c.waiter = PUTS, c.waiter, warp + 1
+            suspend(e, warp)
         told = max(told, c.arrived_at + h.nic_latency)
     sleep_until(e, warp, max(told, h.now + h.poll))
 
