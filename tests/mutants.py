@@ -20,21 +20,37 @@ from kernels.protocol import Form, KernelLaunch, Op, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """One passage of a kernel's module, which must occur there once, and what replaces it."""
+    """One passage of a kernel's module, which must occur there once, and what replaces it.
+
+    Attributes:
+        kernel: module of the kernel where `module` holds helpers that it imports.
+    """
 
     module: str
     old: str
     new: str
+    kernel: str | None = None
 
 
 def install_mutant(protocol: Protocol, mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let the harness take a mutant of `protocol` for any kernel; return the mutant's source."""
+    """Let the harness take a mutant of `protocol` for any kernel; return the mutation's source."""
     source = inspect.getsource(importlib.import_module(mutation.module))
     assert source.count(mutation.old) == 1, f"{mutation.old!r} must occur once"
     path = _write(mutation.module, source.replace(mutation.old, mutation.new))
-    wrong = _with_module(protocol, _load(path))
+    module = _load(path)
+    if mutation.kernel is not None:
+        kernel = inspect.getsource(importlib.import_module(mutation.kernel))
+        imported = f"from {mutation.module} import"
+        assert kernel.count(imported) == 1, f"{mutation.kernel} must import {mutation.module} once"
+        kernel_path = _write(
+            mutation.kernel, kernel.replace(imported, f"from {module.__name__} import")
+        )
+        module = _load(kernel_path)
+        _compile_into_own_folder(kernel_path, monkeypatch)
+    else:
+        _compile_into_own_folder(path, monkeypatch)
+    wrong = _with_module(protocol, module)
     monkeypatch.setattr(harness, "find_protocol", lambda *_: wrong)
-    _compile_into_own_folder(path, monkeypatch)
     return path
 
 
