@@ -58,7 +58,6 @@ def fiber_entry(kernel: Callable[[Any], None], params: type[Any], device: Module
     """
     install_switch()
     path = Path(inspect.getsourcefile(kernel) or "")
-    use_cache((path,))
     namespace = {
         "device": device,
         "load_params": load_params,
@@ -66,6 +65,8 @@ def fiber_entry(kernel: Callable[[Any], None], params: type[Any], device: Module
         "run": bind(kernel, device, _compile),
         "__name__": kernel.__module__,
     }
+    # The order of parameters is compiled in, wherever their class is from.
+    use_cache(tuple(dict.fromkeys((path, Path(inspect.getsourcefile(params) or "")))))
     # Numba keeps compiled functions by name and file: the entry has a name of its own and the
     # kernel's file.
     name = f"{kernel.__name__}_on_{device.__name__.rpartition('.')[2]}"
