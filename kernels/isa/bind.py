@@ -5,6 +5,8 @@ that a report can name it on any device.
 """
 
 import ast
+import builtins
+import difflib
 import dis
 import inspect
 import textwrap
@@ -21,6 +23,20 @@ _WITH_LINE = ("wait_ge", "wait_any", "block_sync", "group_sync")
 
 
 class _AddLines(ast.NodeTransformer):
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.Attribute:
+        self.generic_visit(node)
+        is_instruction = isinstance(node.value, ast.Name) and node.value.id == "isa"
+        if is_instruction and not hasattr(specification, node.attr):
+            near = difflib.get_close_matches(node.attr, vars(specification), 1)
+            hint = f"; did you mean {near[0]}?" if near else ", see kernels/isa/__init__.py"
+            raise UsageError(
+                f"{self._path}:{node.lineno}: there is no instruction {node.attr}{hint}"
+            )
+        return node
+
     def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
         callee = node.func
@@ -44,7 +60,7 @@ def bind(function: Callable[..., Any], device: ModuleType, compiler: Callable[..
         compiler: turns a Python function into a compiled one, for example `numba.njit`.
 
     Raises:
-        UsageError: the function's source cannot be read.
+        UsageError: the function's source cannot be read, or names what does not exist.
     """
     return compiler(rebuild(function, device, compiler))
 
@@ -62,6 +78,8 @@ def rebuild(
             namespace[name] = device
         elif isinstance(value, FunctionType):
             namespace[name] = bind(value, device, compiler)
+        elif name not in namespace and not hasattr(builtins, name):
+            raise UsageError(f"{path}:{_line_of(name, definition)}: name {name!r} is not defined")
     module = ast.fix_missing_locations(ast.Module([definition], []))
     exec(compile(module, path, "exec"), namespace)
     rebuilt: FunctionType = namespace[function.__name__]
@@ -75,6 +93,14 @@ def _global_names(function: FunctionType) -> list[str]:
     return list(dict.fromkeys(str(i.argval) for i in instructions if i.opname == "LOAD_GLOBAL"))
 
 
+def _line_of(name: str, definition: ast.FunctionDef) -> int:
+    return next(
+        node.lineno
+        for node in ast.walk(definition)
+        if isinstance(node, ast.Name) and node.id == name
+    )
+
+
 def _parse(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str]:
     try:
         source = textwrap.dedent(inspect.getsource(function))
@@ -86,7 +112,7 @@ def _parse(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str]:
     definition = ast.parse(source).body[0]
     assert isinstance(definition, ast.FunctionDef), f"{function.__name__} is not a plain function"
     ast.increment_lineno(definition, inspect.getsourcelines(function)[1] - 1)
-    definition = _AddLines().visit(definition)
+    definition = _AddLines(path).visit(definition)
     definition.decorator_list = []
     definition.returns = None
     for argument in definition.args.args:
