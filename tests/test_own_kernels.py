@@ -23,7 +23,7 @@ from kernels.from_file import load_kernel_file
 ROOT = Path(__file__).parent.parent
 EXAMPLE = (ROOT / "kernels" / "examples" / "segments.py").read_text()
 #: Far more than any run here takes; only a run that hangs meets it.
-LIMIT_S = 120
+LIMIT_S = 300
 _SMALL = ("--tokens", "24", "--ranks", "4", "--num-sms", "2")
 _LAST = "last = share_begin(p.num_tokens, worker + 1, num_workers)"
 _FREE = """    for peer in range(worker, p.world_size, num_workers):
@@ -45,6 +45,8 @@ MISTAKES = {
     "divide": (_ADD, f"{_ADD}\n        isa.pause(1 // p.y_addr // p.y_addr // 0)", "error", "zero"),
     "poison": (_LAST, _LAST.replace("_workers)", "_workers + 1)"), "incorrect", "never written"),
 }
+#: Those of them that end a run on real clocks in ways of their own.
+_OVER_MPI = ("deadlock", "bounds", "poison")
 
 
 def write(name: str, *edits: tuple[str, str]) -> Path:
@@ -272,13 +274,13 @@ def test_what_was_read_is_what_is_compiled(in_tmp: Path) -> None:
 def test_over_mpi(in_tmp: Path) -> None:
     write("mine.py")
     Path("kernels_of_mine").mkdir()
-    for name in MISTAKES:
+    for name in _OVER_MPI:
         write(f"kernels_of_mine/{name}.py", MISTAKES[name][:2])
-    files = ["mine.py", *(f"kernels_of_mine/{name}.py" for name in MISTAKES)]
+    files = ["mine.py", *(f"kernels_of_mine/{name}.py" for name in _OVER_MPI)]
     kernels = ",".join(["mpi/dedup", *(f"{file}:mine" for file in files)])
     done = subprocess.run(
         [sys.executable, "-m", "bench", "run", "--device", "cpu", "--ranks", "2", "--tokens", "24"]
-        + ["--hidden", "192", "--iters", "2", "--timeout", "8", "--num-sms", "2"]
+        + ["--hidden", "192", "--iters", "0", "--timeout", "8", "--num-sms", "1"]
         + ["--kernel", kernels, "--json", "run.json"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -290,7 +292,8 @@ def test_over_mpi(in_tmp: Path) -> None:
     assert str(in_tmp) not in Path("run.json").read_text()
     cases = json.loads(Path("run.json").read_text())["cases"]
     assert [case["status"] for case in cases[:6]] == ["passed"] * 6, cases[5]["reason"]
-    for case, (name, mistake) in zip(cases[7::3], MISTAKES.items(), strict=True):
+    for case, name in zip(cases[7::3], _OVER_MPI, strict=True):
+        mistake = MISTAKES[name]
         path = Path(case["source"]["path"])
         assert path == Path("kernels_of_mine", f"{name}.py")
         assert case["status"] == mistake[2]
