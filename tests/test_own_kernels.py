@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernel_cases import CASES
 
 from bench.cli import main
+from bench.harness import run_spec
 from bench.records.frame import results_frame
 from bench.records.record import Case, Run, Source
 from bench.records.store import read_run
@@ -230,6 +232,30 @@ def test_a_kernel_with_a_mistake(name: str, in_tmp: Path) -> None:
     assert run.cases[1].status == status
     assert re.search(told.replace("LINE", line_of(path, _WAIT)), str(run.cases[1].reason))
     assert [case.status for case in run.cases[3:]] == ["passed"] * 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no tokens",
+        "7 tokens of 3 ranks",
+        "2x3 ranks",
+        "1 rank",
+        "hot rank",
+        "full bf16 rows",
+        "top-22 of 512",
+        "1 expert",
+        "skew",
+        "ranks without tokens",
+    ],
+)
+def test_the_example_at_awkward_shapes(name: str, tmp_path: Path) -> None:
+    asked = str(ROOT / "kernels" / "examples" / "segments.py") + ":mine"
+    for form in CASES[name].forms:
+        spec = CASES[name].spec(asked, "push", form, tmp_path)
+        for case in run_spec(spec, lambda *_: None):
+            refused = ("skipped", "stores reach one node")
+            assert (case.status, case.reason) == (refused if spec.nodes > 1 else ("passed", None))
 
 
 def _combine(run: Run) -> Case:

@@ -73,7 +73,7 @@ mine = Protocol(
         "places": 4 * direct.num_copies(shape) * shape.num_sms * WARPS.of(shape),
     },
     launches=lambda op, form: COMBINE if op == "combine" else direct.PUSH.launches(op, form),
-    refuses=direct.PULL.refuses,
+    refuses=lambda shape, op, cross_rail: "stores reach one node" if shape.num_nodes > 1 else None,
     settings=direct.settings,
     knobs=(WARPS,),
 )
