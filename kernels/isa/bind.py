@@ -23,20 +23,6 @@ _WITH_LINE = ("wait_ge", "wait_any", "block_sync", "group_sync")
 
 
 class _AddLines(ast.NodeTransformer):
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.Attribute:
-        self.generic_visit(node)
-        is_instruction = isinstance(node.value, ast.Name) and node.value.id == "isa"
-        if is_instruction and not hasattr(specification, node.attr):
-            near = difflib.get_close_matches(node.attr, vars(specification), 1)
-            hint = f"; did you mean {near[0]}?" if near else ", see kernels/isa/__init__.py"
-            raise UsageError(
-                f"{self._path}:{node.lineno}: there is no instruction {node.attr}{hint}"
-            )
-        return node
-
     def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
         callee = node.func
@@ -71,6 +57,7 @@ def rebuild(
     """Return `function` with its instructions and helpers replaced, not yet compiled."""
     assert isinstance(function, FunctionType), f"{function} is not a plain function"
     definition, path = _parse(function)
+    _refuse_unknown(definition, path)
     namespace = dict(function.__globals__)
     for name in _global_names(function):
         value = namespace.get(name)
@@ -93,6 +80,17 @@ def _global_names(function: FunctionType) -> list[str]:
     return list(dict.fromkeys(str(i.argval) for i in instructions if i.opname == "LOAD_GLOBAL"))
 
 
+def _refuse_unknown(definition: ast.FunctionDef, path: str) -> None:
+    """Refuse what is written like an instruction and is none."""
+    for node in ast.walk(definition):
+        if not isinstance(node, ast.Attribute) or hasattr(specification, node.attr):
+            continue
+        if isinstance(node.value, ast.Name) and node.value.id == "isa":
+            near = difflib.get_close_matches(node.attr, vars(specification), 1)
+            hint = f"; did you mean {near[0]}?" if near else ", see kernels/isa/__init__.py"
+            raise UsageError(f"{path}:{node.lineno}: there is no instruction {node.attr}{hint}")
+
+
 def _line_of(name: str, definition: ast.FunctionDef) -> int:
     return next(
         node.lineno
@@ -112,7 +110,7 @@ def _parse(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str]:
     definition = ast.parse(source).body[0]
     assert isinstance(definition, ast.FunctionDef), f"{function.__name__} is not a plain function"
     ast.increment_lineno(definition, inspect.getsourcelines(function)[1] - 1)
-    definition = _AddLines(path).visit(definition)
+    definition = _AddLines().visit(definition)
     definition.decorator_list = []
     definition.returns = None
     for argument in definition.args.args:
