@@ -8,11 +8,23 @@ from urllib.parse import quote
 
 import msgspec
 
-from bench.records.record import AxisValue, Caps, Case, Check, Form, Granularity, Impl, Op, Status
+from bench.records.record import (
+    AxisValue,
+    Caps,
+    Case,
+    Check,
+    Form,
+    Granularity,
+    Impl,
+    Op,
+    Source,
+    Status,
+)
 from comms.fabric import Fabric
 
 if TYPE_CHECKING:
     from bench.workloads.workload import Workload
+    from kernels.from_file import KernelFile
     from kernels.shape import Shape
 
 
@@ -22,6 +34,7 @@ class CaseSpec:
 
     Attributes:
         skew_us: how much later than the first rank the last one launches.
+        source: the file that the kernel is from, None for a built-in one.
     """
 
     kernel: str
@@ -34,6 +47,7 @@ class CaseSpec:
     workload: Workload
     num_sms: int
     skew_us: float = 0.0
+    source: KernelFile | None = None
 
     @property
     def world_size(self) -> int:
@@ -91,8 +105,13 @@ class CaseSpec:
         }
 
     def case_id(self, op: Op) -> str:
-        """Return the stable slug of the sorted axes and the operation."""
+        """Return the stable slug of the sorted axes and the operation.
+
+        The file of a kernel is told by its path: what it said is in the case, not in its name.
+        """
         axes = {**self.axes(), "op": op}
+        if self.source:
+            axes["source"] = f"{self.source.path}:{self.source.name}"
         return ",".join(f"{name}={_slug(axes[name])}" for name in sorted(axes))
 
     def label(self) -> str:
@@ -137,6 +156,7 @@ def blank_case(
         "status": status,
         "reason": reason,
         "check": Check(num_wrong=0, num_checked=0),
+        "source": spec.source and Source(spec.source.path, spec.source.name, spec.source.sha256),
         **spec.axes(),
     }
     return msgspec.convert(fields, Case)

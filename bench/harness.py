@@ -42,7 +42,7 @@ def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) ->
     Raises:
         UsageError: no kernel could run this.
     """
-    protocol = find_protocol(spec.kernel, spec.variant)
+    protocol = find_protocol(spec.kernel, spec.variant, spec.source)
     cases: dict[Op, Case] = {}
     for op in _OPS:
         reason = _refusal(spec, protocol, op)
@@ -63,7 +63,7 @@ def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) ->
 
 def skipped_cases(spec: CaseSpec, reason: str) -> list[Case]:
     """Return the rows of a spec of which nothing was run."""
-    protocol = find_protocol(spec.kernel, spec.variant)
+    protocol = find_protocol(spec.kernel, spec.variant, spec.source)
     return [_blank(spec, protocol, op, "skipped", reason) for op in _OPS]
 
 

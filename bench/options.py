@@ -130,7 +130,8 @@ GRID_OPTIONS = (
         "kernel",
         type_=_NAMES,
         metavar="NAME,...",
-        text="Kernels, or kernel/variant. Default: all kernels, all variants.",
+        text="Kernels, kernel/variant, or path/to/file.py:name for your own. Default: all kernels, "
+        "all variants.",
     ),
     _axis(
         "--num-sms",

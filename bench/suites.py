@@ -18,6 +18,7 @@ from kernels.devices import MAX_CPU_SMS
 
 if TYPE_CHECKING:
     from bench.workloads.workload import Workload
+    from kernels.from_file import KernelFile
 
 #: Devices that exist, with what they are for.
 DEVICES = {
@@ -30,7 +31,8 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Axes of a run: each combination of the values is one spec.
 
     Attributes:
-        kernel: names, or `name/variant`; all kernels where empty.
+        kernel: names, `name/variant`, or `path/to/file.py:name` for a kernel that is not in the
+            project; all kernels where empty.
         cross_rail: replaces the profile's own where given.
         hidden: replaces the preset's where given, `num_experts` and `num_topk` likewise.
         prefix: elements of each row that really move, None for all; the default is that of
@@ -211,8 +213,9 @@ def _expand_one(grid: Grid) -> list[CaseSpec]:
             workload=workload,
             num_sms=num_sms,
             skew_us=grid.skew_us,
+            source=source,
         )
-        for nodes, ranks_per_node, workload, (kernel, variant), form, num_sms, fabric in (
+        for nodes, ranks_per_node, workload, (kernel, variant, source), form, num_sms, fabric in (
             itertools.product(
                 grid.nodes,
                 grid.ranks_per_node,
@@ -225,7 +228,11 @@ def _expand_one(grid: Grid) -> list[CaseSpec]:
         )
     ]
     for spec in specs:
-        spec.shape()
+        shape = spec.shape()
+        if spec.source:
+            from kernels.well_formed import refuse_malformed
+
+            refuse_malformed(spec.source, spec.variant, shape)
         if spec.device == "cpu" and spec.num_sms > MAX_CPU_SMS:
             raise UsageError(
                 f"num_sms must be at most {MAX_CPU_SMS} on device cpu, where an SM is a thread, "
@@ -284,12 +291,15 @@ def _workloads(grid: Grid) -> list[Workload]:
     return workloads
 
 
-def _kernel_variants(asked: tuple[str, ...]) -> list[tuple[str, str]]:
+def _kernel_variants(asked: tuple[str, ...]) -> list[tuple[str, str, KernelFile | None]]:
     from kernels.registry import kernel_names, variants
 
     names = kernel_names()
-    pairs: list[tuple[str, str]] = []
+    found: list[tuple[str, str, KernelFile | None]] = []
     for item in asked or names:
+        if ":" in item or item.endswith(".py"):
+            found.extend(_from_file(item, names))
+            continue
         kernel, slash, variant = item.partition("/")
         if kernel not in names:
             raise UsageError(f"no kernel {kernel!r}{_nearest(kernel, names)}")
@@ -297,8 +307,20 @@ def _kernel_variants(asked: tuple[str, ...]) -> list[tuple[str, str]]:
             raise UsageError(
                 f"no variant {variant!r} of {kernel}{_nearest(variant, variants(kernel))}"
             )
-        pairs.extend((kernel, each) for each in ([variant] if slash else variants(kernel)))
-    return pairs
+        found.extend((kernel, each, None) for each in ([variant] if slash else variants(kernel)))
+    return found
+
+
+def _from_file(asked: str, names: list[str]) -> list[tuple[str, str, KernelFile | None]]:
+    from kernels.from_file import load_kernel_file
+
+    source, chosen = load_kernel_file(asked)
+    if source.kernel in names:
+        raise UsageError(
+            f"{source.path}:{source.name} calls its kernel {source.kernel}, which is the name of a "
+            "built-in one; give it another"
+        )
+    return [(source.kernel, variant, source) for variant in chosen]
 
 
 def _nearest(name: str, known: list[str]) -> str:

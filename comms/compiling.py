@@ -1,20 +1,27 @@
 """Where compiled code is kept: a folder named by everything it was made from.
 
 Numba's own cache looks neither at callees in other files nor at globals, so its folder's name
-carries a hash of all sources of the project and of the versions that compile them.
+carries a hash of all sources of the project and of the versions that compile them. The code of
+kernels outside of the project is kept in folders inside of that one, so that changing such a kernel
+leaves the project's own code where it is.
 """
 
 import hashlib
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numba
 
 from comms.errors import UsageError
+from comms.sources import digest_of
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _ROOT = Path(__file__).resolve().parent.parent
 #: Folders of earlier sources that are kept, so that switching branches does not compile again.
@@ -25,28 +32,40 @@ def use_cache(extra_sources: tuple[Path, ...] = ()) -> Path:
     """Point Numba's cache at the folder of these sources; call before anything is compiled.
 
     Args:
-        extra_sources: kernel files outside of the project.
+        extra_sources: kernel files outside of the project; what they import beside them counts.
 
     Raises:
         UsageError: the folder cannot be written.
     """
-    folder = _folder(extra_sources)
+    folder = _project_folder()
+    outside = [path for path in extra_sources if path.resolve() not in _project_sources()]
+    if outside:
+        folder = _keep(folder / "outside", digest_of(outside))
     numba.config.CACHE_DIR = str(folder)
     return folder
 
 
 @cache
-def _folder(extra_sources: tuple[Path, ...]) -> Path:
+def _project_sources() -> frozenset[Path]:
+    """Return the project's files; examples are for trying things and count as outside."""
+    found = {*_ROOT.glob("comms/**/*.py"), *_ROOT.glob("kernels/**/*.py")}
+    return frozenset(found - {*_ROOT.glob("kernels/examples/*.py")})
+
+
+@cache
+def _project_folder() -> Path:
     digest = hashlib.sha256()
-    sources = {*_ROOT.glob("comms/**/*.py"), *_ROOT.glob("kernels/**/*.py")}
-    outside = {path.resolve() for path in extra_sources} - sources
-    for path in [*sorted(sources), *sorted(outside)]:
+    for path in sorted(_project_sources()):
         digest.update(path.read_bytes())
     for package in ("numba", "llvmlite", "numpy"):
         digest.update(version(package).encode())
     digest.update(f"{sys.version_info[:3]} {platform.machine()}".encode())
-    base = _ROOT / ".cache"
-    folder = base / digest.hexdigest()[:16]
+    return _keep(_ROOT / ".cache", digest.hexdigest()[:16])
+
+
+def _keep(base: Path, name: str) -> Path:
+    """Make a folder and mark it as used; take away those that were used longest ago."""
+    folder = base / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "used").touch()
@@ -62,8 +81,21 @@ def _folder(extra_sources: tuple[Path, ...]) -> Path:
 
 def _last_used(folder: Path) -> float:
     used = folder / "used"
-    return (used if used.exists() else folder).stat().st_mtime
+    try:
+        return (used if used.exists() else folder).stat().st_mtime
+    except FileNotFoundError:
+        # Another process has taken it away.
+        return 0.0
 
 
-#: Compiles a function that only compiled code calls. Division by zero is the caller's to exclude.
-inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
+def inner(function: F) -> F:
+    """Compile a function that only compiled code calls, and keep it for the next process.
+
+    Division by zero is the caller's to exclude.
+    """
+    use_cache()
+    compiled: F = _inner(function)
+    return compiled
+
+
+_inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy", cache=True)

@@ -5,6 +5,7 @@ import importlib
 from functools import cache
 
 from comms.errors import UsageError
+from kernels.from_file import KernelFile
 from kernels.protocol import Protocol
 
 #: Kernels in the order of lists, ours first; each is a module with a tuple `PROTOCOLS`.
@@ -31,18 +32,23 @@ def describe(kernel: str) -> str:
     return "; ".join(summaries) + "."
 
 
-def find_protocol(kernel: str, variant: str) -> Protocol:
+def find_protocol(kernel: str, variant: str, source: KernelFile | None = None) -> Protocol:
     """Return a variant of a kernel.
+
+    Args:
+        kernel: its name.
+        variant: the variant's.
+        source: the file that it is from, None for a built-in one.
 
     Raises:
         UsageError: there is no such kernel or variant.
     """
-    for protocol in _protocols(kernel):
+    known = source.protocols if source else _protocols(kernel)
+    for protocol in known:
         if protocol.variant == variant:
             return protocol
-    raise UsageError(
-        f"kernel {kernel} has no variant {variant!r}; choose one of {', '.join(variants(kernel))}"
-    )
+    names = ", ".join(protocol.variant for protocol in known)
+    raise UsageError(f"kernel {kernel} has no variant {variant!r}; choose one of {names}")
 
 
 @cache

@@ -117,8 +117,22 @@ def build_page(run: Run) -> Page:
             *(line for line in LEGEND if _is_told(line, run.cases)),
         ),
         blocks=tuple(_block(cases) for cases in groups.values()),
-        footer=(_summary(run.cases),),
+        footer=(*_sources(run.cases), _summary(run.cases)),
     )
+
+
+def _sources(cases: Iterable[Case]) -> tuple[str, ...]:
+    """Return a line about each file that kernels are from which are not in the repository."""
+    return tuple(
+        f"{source.path}:{source.name} is not in the repository, sha256 {source.sha256[:16]}"
+        for source in dict.fromkeys(case.source for case in cases)
+        if source
+    )
+
+
+def _label(case: Case) -> str:
+    """Return kernel and variant, with the file that they are from if it is not the repository's."""
+    return f"{case.kernel}/{case.variant}" + (f" {case.source.path}" if case.source else "")
 
 
 def _machine(run: Run) -> tuple[str, ...]:
@@ -171,12 +185,12 @@ def _block_key(case: Case) -> tuple[object, ...]:
     )
 
 
-def _row_key(case: Case) -> tuple[str, str, str, int]:
-    return (case.kernel, case.variant, case.form, case.num_sms)
+def _row_key(case: Case) -> tuple[str, str, int]:
+    return (_label(case), case.form, case.num_sms)
 
 
 def _block(cases: Sequence[Case]) -> Block:
-    rows: dict[tuple[str, str, str, int], list[Case]] = {}
+    rows: dict[tuple[str, str, int], list[Case]] = {}
     for case in sorted(cases, key=lambda case: case.num_sms):
         rows.setdefault(_row_key(case), []).append(case)
     shown = {key: _headline(same) for key, same in rows.items()}
@@ -263,7 +277,7 @@ def _cells(
     case: Case, same: Sequence[Case], rivals: Mapping[tuple[str, Form], Case]
 ) -> tuple[str, ...]:
     return (
-        f"{case.kernel}/{case.variant}",
+        _label(case),
         case.form,
         str(case.num_sms),
         _us(case.time_us),
@@ -340,7 +354,7 @@ def _notes(cases: Sequence[Case]) -> tuple[str, ...]:
     merged: dict[tuple[str, str, str], list[str]] = {}
     for case in cases:
         if case.status != "passed":
-            key = (case.status, f"{case.kernel}/{case.variant}", case.reason or "")
+            key = (case.status, _label(case), case.reason or "")
             merged.setdefault(key, []).append(f"{case.form} {case.num_sms}")
     return tuple(
         f"{status}: {kernel} ({', '.join(dict.fromkeys(points))} SMs): {reason}"

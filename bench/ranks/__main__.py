@@ -1,5 +1,6 @@
 """One rank of a job that `epbench run` started: `python -m bench.ranks FOLDER`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import IO
@@ -49,6 +50,8 @@ def main(folder: Path) -> int:
     supervisor = supervisor_of(folder, request)
 
     def work() -> int:
+        # A launcher may start ranks elsewhere.
+        os.chdir(request.folder)
         specs = [spec for spec in expand(request.grids) if spec.device != "sim"]
         with (folder / NEWS).open("ab") as file:
             sink = _NewsSink(file)

@@ -1,5 +1,6 @@
 """What a lone process and the ranks that it starts tell each other, and in which files."""
 
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -22,12 +23,14 @@ class Request(msgspec.Struct, frozen=True):
     Attributes:
         parent: process that wants the results.
         parent_start: when it started, which tells it from a later process of the same number.
+        folder: where paths of the grids begin that are relative.
     """
 
     grids: list[Grid]
     timing: Timing
     parent: int
     parent_start: int
+    folder: str = msgspec.field(default_factory=os.getcwd)
 
 
 class News(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -10,7 +10,7 @@ from bench.records.record import Case, Run
 from bench.records.store import read_run
 
 _RUN_COLUMNS = ("run_id", "machine_id", "start_time", "complete")
-_NESTED = ("caps", "bytes", "gbs", "check", "sim")
+_NESTED = ("caps", "bytes", "gbs", "check", "sim", "source")
 _LISTS = ("samples_us", "phases_us", "rank_us", "memcpy_samples_us")
 
 
@@ -27,7 +27,7 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     """Return one row per case of the runs.
 
     The columns are the fields of `bench.records.record.Case`; nested ones are flattened
-    (`bytes_nvlink`, `gbs_rdma`, `check_num_wrong`, `caps_nvlink_gbs`, `sim_events`), `samples_us`
+    (`bytes_nvlink`, `gbs_rdma`, `check_num_wrong`, `caps_nvlink_gbs`, `source_path`), `samples_us`
     becomes `num_samples` and `phases_us` is left to `phases_frame`. The run's `run_id`,
     `machine_id`, `start_time` and `complete` come first. Absent values are NA. Columns are there
     with their types even where no run has a case.

@@ -12,7 +12,7 @@ import msgspec
 from bench.timing import Timing
 
 SCHEMA = "epbench-run"
-SCHEMA_VERSION = "1.1.0"
+SCHEMA_VERSION = "1.2.0"
 
 Impl = Literal["numba", "cupy", "library"]
 Form = Literal["fresh", "cached"]
@@ -73,6 +73,21 @@ class Sim(msgspec.Struct, frozen=True):
     wall_s: float
 
 
+class Source(msgspec.Struct, frozen=True):
+    """The file that a kernel is from which is not in the repository.
+
+    Attributes:
+        path: as the user gave it.
+        name: what of the file was asked for.
+        sha256: of the file; where it imports modules beside it, of the file and of these, one
+            after the other in order of their names.
+    """
+
+    path: str
+    name: str
+    sha256: str
+
+
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One operation of one kernel at one point of the axes.
 
@@ -95,6 +110,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         phases_us: time of each launch by its name, maximum over ranks.
         sm_copy: which end of the range of the SM's copy rate was used.
         prefix: elements of each row that really moved, null for all.
+        source: the file that the kernel is from, null for a built-in one.
     """
 
     case_id: str
@@ -144,6 +160,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Bytes | None = None
     gbs: Gbs | None = None
     sim: Sim | None = None
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         if self.status == "passed":

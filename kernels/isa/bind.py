@@ -5,6 +5,8 @@ that a report can name it on any device.
 """
 
 import ast
+import builtins
+import difflib
 import dis
 import inspect
 import textwrap
@@ -44,7 +46,7 @@ def bind(function: Callable[..., Any], device: ModuleType, compiler: Callable[..
         compiler: turns a Python function into a compiled one, for example `numba.njit`.
 
     Raises:
-        UsageError: the function's source cannot be read.
+        UsageError: the function's source cannot be read, or names what does not exist.
     """
     return compiler(rebuild(function, device, compiler))
 
@@ -55,6 +57,7 @@ def rebuild(
     """Return `function` with its instructions and helpers replaced, not yet compiled."""
     assert isinstance(function, FunctionType), f"{function} is not a plain function"
     definition, path = _parse(function)
+    _refuse_unknown(definition, path)
     namespace = dict(function.__globals__)
     for name in _global_names(function):
         value = namespace.get(name)
@@ -62,6 +65,8 @@ def rebuild(
             namespace[name] = device
         elif isinstance(value, FunctionType):
             namespace[name] = bind(value, device, compiler)
+        elif name not in namespace and not hasattr(builtins, name):
+            raise UsageError(f"{path}:{_line_of(name, definition)}: name {name!r} is not defined")
     module = ast.fix_missing_locations(ast.Module([definition], []))
     exec(compile(module, path, "exec"), namespace)
     rebuilt: FunctionType = namespace[function.__name__]
@@ -73,6 +78,25 @@ def _global_names(function: FunctionType) -> list[str]:
     """Return the globals that a function reads; attributes of the same name are none."""
     instructions = dis.get_instructions(function)
     return list(dict.fromkeys(str(i.argval) for i in instructions if i.opname == "LOAD_GLOBAL"))
+
+
+def _refuse_unknown(definition: ast.FunctionDef, path: str) -> None:
+    """Refuse what is written like an instruction and is none."""
+    for node in ast.walk(definition):
+        if not isinstance(node, ast.Attribute) or hasattr(specification, node.attr):
+            continue
+        if isinstance(node.value, ast.Name) and node.value.id == "isa":
+            near = difflib.get_close_matches(node.attr, vars(specification), 1)
+            hint = f"; did you mean {near[0]}?" if near else ", see kernels/isa/__init__.py"
+            raise UsageError(f"{path}:{node.lineno}: there is no instruction {node.attr}{hint}")
+
+
+def _line_of(name: str, definition: ast.FunctionDef) -> int:
+    return next(
+        node.lineno
+        for node in ast.walk(definition)
+        if isinstance(node, ast.Name) and node.id == name
+    )
 
 
 def _parse(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str]:

@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 from comms.compiling import use_cache
 from comms.fiber import install_switch
 from kernels.isa.bind import bind
+from kernels.isa.compile_errors import telling_compile_errors
 
 
 @intrinsic
@@ -40,6 +41,9 @@ def {name}(argument):
     device.finish()
 """
 
+#: The line of `_ENTRY` that calls the kernel.
+_CALL_LINE = 1 + _ENTRY[: _ENTRY.index("run(")].count("\n")
+
 #: Kernels keep Python's arithmetic: a division by zero is an error that names its warp.
 _compile = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
@@ -55,10 +59,12 @@ def fiber_entry(kernel: Callable[[Any], None], params: type[Any], device: Module
 
     Returns:
         A compiled callback with an `address`; keep it as long as the address is in use.
+
+    Raises:
+        UsageError: the kernel does not compile.
     """
     install_switch()
     path = Path(inspect.getsourcefile(kernel) or "")
-    use_cache((path,))
     namespace = {
         "device": device,
         "load_params": load_params,
@@ -66,8 +72,11 @@ def fiber_entry(kernel: Callable[[Any], None], params: type[Any], device: Module
         "run": bind(kernel, device, _compile),
         "__name__": kernel.__module__,
     }
+    # The order of parameters is compiled in, wherever their class is from.
+    use_cache(tuple(dict.fromkeys((path, Path(inspect.getsourcefile(params) or "")))))
     # Numba keeps compiled functions by name and file: the entry has a name of its own and the
     # kernel's file.
     name = f"{kernel.__name__}_on_{device.__name__.rpartition('.')[2]}"
     exec(compile(_ENTRY.format(name=name), str(path), "exec"), namespace)
-    return cfunc(types.void(types.int64), cache=True)(namespace[name])
+    with telling_compile_errors(kernel, path, _CALL_LINE):
+        return cfunc(types.void(types.int64), cache=True)(namespace[name])
