@@ -8,7 +8,7 @@ from comms.errors import UsageError
 from kernels.protocol import Protocol
 
 #: Kernels in the order of lists, ours first; each is a module with a tuple `PROTOCOLS`.
-_KERNELS = ("direct", "two_hop", "nccl_like", "mpi")
+_KERNELS = ("direct", "two_hop", "ring", "nccl_like", "mpi")
 
 
 def kernel_names() -> list[str]:
