@@ -168,7 +168,7 @@ def test_defaults_are_those_published_for_the_nearest_world() -> None:
             ),
             1,
         ),
-        (Mutation(_COMBINE, "isa.store_release(", "isa.store("), 1),
+        (Mutation(_COMBINE, "isa.store_release(dest, ", "isa.store(dest, "), 1),
         (Mutation(_COMBINE, "base + max(", "base + p.combine_ring_rows + max("), 1),
     ],
     ids=[

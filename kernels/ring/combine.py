@@ -11,20 +11,21 @@ until the ring has room for it; after it the group synchronises and its first wa
 `back_tail` at the token's rank (release).
 
 Odd block: worker w of the warps 1 to num_warps - 1 takes every (num_warps - 1)-th token of the
-channel. On coming to a token it stores the token's number into `entered[w]` (own rank, relaxed: it
-has read what it needed of the token before): all its earlier tokens are done. It acquires
-`back_tail` of each rank that the token went to, in ascending order, and adds the rows out of the
-rings. Warp 0 takes the least of `entered`, the first token that is not done; what `send_head` has
-for it is the first row of each stream that may still be needed, which it stores into `back_head` at
-each sender (relaxed, as in dispatch). To wait for news it acquires `entered` of the worker whose
-token that is. DeepEP's warp 0 mirrors tails in shared memory too; here a worker remembers the last
-tail it saw.
+channel. On coming to a token it stores the token's number into `entered[w]` (own rank, release: its
+reads of earlier rows come before): all its earlier tokens are done. DeepEP's workers do without the
+release. A worker acquires `back_tail` of each rank that the token went to, in ascending order, and
+adds the rows out of the rings. Warp 0 takes the least of `entered`, the first token that is not
+done; what `send_head` has for it is the first row of each stream that may still be needed, which it
+stores into `back_head` at each sender (relaxed, as in dispatch). To wait for news it acquires
+`entered` of the worker whose token that is. DeepEP's warp 0 mirrors tails in shared memory too;
+here a worker remembers the last tail it saw.
 
-It cannot deadlock. Take the first token of a channel that is not done anywhere in order: its worker
-has come to it, and every other worker is at a later token. So the least of `entered` is that token,
-and heads become its positions. A stream's sender then has room for the chunk with that position,
-for chunks are shorter than rings, and releases it without waiting for anything else. Blocks of all
-ranks must be resident together.
+It cannot deadlock. Only the streams to one rank in one channel wait for each other. Take the first
+of that channel's tokens that is not done: its worker has done the tokens before it and has come to
+it, and every other worker is at a later one. So the least of `entered` is that token, and heads
+become its positions. The sender of a row of it then has room for the row's chunk, which begins no
+later than the row and is shorter than the ring, and releases it without waiting for anything else.
+Blocks of all ranks must be resident together.
 
 Memory: the source of `copy_row` is free when it returns, so `y` may be overwritten after the
 kernel; `out` is written by its own rank. No barrier is needed, the rings are not dispatch's, and
@@ -150,7 +151,7 @@ def reduce_tokens(p: CombineParams, channel: int, worker: int, epoch: int) -> No
     known = p.known_addr + 8 * index * p.world_size
     slots = p.slots_addr + 4 * index * p.world_size
     for number in range(worker, num_tokens, num_workers):
-        isa.store(p.rank, p.entered + 8 * index, base + number)
+        isa.store_release(p.rank, p.entered + 8 * index, base + number)
         token = first + number
         num_rows = 0
         for peer in range(p.world_size):
@@ -167,4 +168,4 @@ def reduce_tokens(p: CombineParams, channel: int, worker: int, epoch: int) -> No
         isa.reduce_rows(
             p.out_addr + token * p.y_row_bytes, RowList(num_rows, 0, slots, p.back, p.y_row_bytes)
         )
-    isa.store(p.rank, p.entered + 8 * index, base_of(epoch + 1))
+    isa.store_release(p.rank, p.entered + 8 * index, base_of(epoch + 1))

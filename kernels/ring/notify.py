@@ -1,6 +1,6 @@
 """`ring` notify: ranks meet; a fresh dispatch also learns where every row goes.
 
-Grid: `num_sms` blocks. Every dispatch: block 0 adds itself to `present[rank]` of every rank
+Grid: `num_sms` blocks. Every dispatch: block 0 stores the epoch into `present[rank]` of every rank
 (relaxed, it publishes nothing) and acquires `present` of all ranks: everybody has left the last
 dispatch, so `begins` may be rewritten. DeepEP has this barrier to reset its flags, cached or not.
 
