@@ -30,6 +30,8 @@ ONE_NODE = "one node only"
 NO_RAIL = "one node needs one hop"
 #: Kernels that refuse a single node.
 ACROSS_NODES = ("two_hop",)
+#: Kernels whose channels are pairs of SMs.
+IN_PAIRS = ("ring",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,11 @@ class KernelCase:
     num_rows: int | None = None
 
     def where_it_runs(self, kernel: str) -> "KernelCase":
-        """Return this case with its ranks on two nodes if the kernel refuses one."""
+        """Return this case on two nodes, or on an even number of SMs, if the kernel needs it."""
+        if kernel in IN_PAIRS:
+            (num_sms,) = self.grid.num_sms
+            even = max(num_sms - num_sms % 2, 2)
+            return replace(self, grid=msgspec.structs.replace(self.grid, num_sms=(even,)))
         if kernel not in ACROSS_NODES:
             return self
         (ranks,) = self.grid.ranks_per_node
@@ -70,6 +76,10 @@ def refusal(spec: CaseSpec, op: Op) -> str | None:
     """Return what the reason of a documented refusal contains, or None where none is due."""
     if spec.kernel in ACROSS_NODES:
         return NO_RAIL if spec.nodes == 1 else None
+    if spec.kernel in IN_PAIRS:
+        if spec.nodes > 1:
+            return ONE_NODE
+        return f"must be even, got {spec.num_sms}" if spec.num_sms % 2 else None
     if spec.kernel != "direct" or spec.nodes == 1:
         return None
     if spec.variant == "pull" and op != "dispatch":

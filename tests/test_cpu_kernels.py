@@ -5,7 +5,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from kernel_cases import CASES, KernelCase, preset_cases, protocols, refusal, write_matrix
+from kernel_cases import (
+    CASES,
+    IN_PAIRS,
+    KernelCase,
+    preset_cases,
+    protocols,
+    refusal,
+    write_matrix,
+)
 
 from bench.cases import CaseSpec
 from bench.ranks.job import Dispatcher
@@ -22,7 +30,7 @@ _TIMING = Timing(num_iters=0, timeout_s=60.0)
 Key = tuple[str, int, str, str, Form]
 
 
-def on_cpu(grid: Grid, world_size: int) -> Grid:
+def on_cpu(grid: Grid, world_size: int, most_sms: int = 3) -> Grid:
     """Return the axes of a case for a world of processes: its nodes where they divide it."""
     nodes = max(nodes for nodes in (1, *grid.nodes) if world_size % nodes == 0)
     hidden = grid.hidden
@@ -35,7 +43,7 @@ def on_cpu(grid: Grid, world_size: int) -> Grid:
         nodes=(nodes,),
         ranks_per_node=(world_size // nodes,),
         hidden=hidden,
-        num_sms=(min(*grid.num_sms, 3),),
+        num_sms=(min(*grid.num_sms, most_sms),),
         skew_us=0.0,
         prefix=None,
     )
@@ -60,7 +68,8 @@ POINTS: list[Key] = [
 def _spec(key: Key, folder: Path) -> CaseSpec:
     name, world_size, kernel, variant, form = key
     case = _ALL[name] if name in CASES else _ALL[name].where_it_runs(kernel)
-    moved = KernelCase(on_cpu(case.grid, world_size), case.forms, case.write_routing)
+    most_sms = 2 if kernel in IN_PAIRS else 3
+    moved = KernelCase(on_cpu(case.grid, world_size, most_sms), case.forms, case.write_routing)
     return moved.spec(kernel, variant, form, folder)
 
 
