@@ -71,12 +71,13 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 #: What a run on a device is where nobody says otherwise. On `cpu` nothing caps, rows move whole,
-#: an SM is a thread, and the baseline is the library itself and not the model of another.
+#: an SM is a thread, and the baseline is the library itself and not the model of another. Of the
+#: baselines' variants these are the two that rows are compared with.
 DEFAULTS = {
-    "sim": Grid(kernel=("direct", "nccl_like")),
+    "sim": Grid(kernel=("direct", "nccl_like/dedup", "nccl_like/selection")),
     "cpu": Grid(
         device="cpu",
-        kernel=("direct", "mpi"),
+        kernel=("direct", "mpi/dedup", "mpi/selection"),
         fabric=("uncapped",),
         ranks_per_node=(2,),
         num_sms=(1,),
@@ -156,9 +157,12 @@ SUITES = {
     "quick": Suite(
         "H800, DeepSeek-V3: EP8 and EP16 with 128 tokens per rank and 8 SMs",
         tuple(
-            Grid(nodes=(nodes,), tokens=(128,), kernel=(kernel,), num_sms=num_sms)
+            Grid(nodes=(nodes,), tokens=(128,), kernel=kernel, num_sms=num_sms)
             for nodes in (1, 2)
-            for kernel, num_sms in (("direct", (8,)), ("nccl_like", (8, LIBRARY_SMS)))
+            for kernel, num_sms in (
+                (("direct",), (8,)),
+                (("nccl_like/dedup", "nccl_like/selection"), (8, LIBRARY_SMS)),
+            )
         ),
     ),
     "cpu": Suite("2 and 4 ranks of this machine's cores, 1024 tokens per rank", _ON_CPU),

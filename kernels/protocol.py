@@ -16,6 +16,7 @@ Op = Literal["dispatch", "combine", "pair"]
 Form = Literal["fresh", "cached"]
 Granularity = Literal["rank", "selection"]
 Route = Literal["one_hop", "rail", "pxn"]
+Splits = Literal["exact", "padded", "gathered"]
 
 #: Regions that the harness owns: what a user passes in and gets back.
 INPUTS = ("x", "topk_idx", "topk_weights", "y")
@@ -102,6 +103,9 @@ class Protocol:
             parameter stands for.
         knobs: what it may be tuned by.
         granularity: what a received row stands for.
+        splits: the rows that move: those routed (`exact`), as many between every two ranks as in
+            the longest message of the world (`padded`), or the most tokens of any rank between
+            every two (`gathered`).
         route: the way rows go between nodes where rails are separate; else they go in one
             hop.
         pulls: whether combine reads remote rows, and pays requests.
@@ -120,6 +124,7 @@ class Protocol:
     settings: Callable[[Shape], Mapping[str, int | str]] = no_settings
     knobs: tuple[Knob, ...] = ()
     granularity: Granularity = "rank"
+    splits: Splits = "exact"
     route: Route = "one_hop"
     pulls: bool = False
     hops: Literal[1, 2] = 1

@@ -145,6 +145,62 @@ def test_pxn_changes_rail_before_the_nic() -> None:
     assert found.nic_in.tolist() == [0, 0, 0, 0, 0, row, row, 0]
 
 
+def _three_tokens() -> tuple[Shape, Plan]:
+    """Return 2 nodes x 2 ranks, one expert a rank: 0 sends 2 tokens to 3, and 1 sends 1 to 0."""
+    shape = _shape(2, 2, 4, 1)
+    idx = [np.array(rank, np.int32).reshape(-1, 1) for rank in ([3, 3], [0], [], [-1])]
+    return shape, Plan.of(Routing(idx, [np.ones(each.shape, np.float32) for each in idx]), shape)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_padded_splits_are_all_as_long_as_the_longest(op: HalfOp) -> None:
+    shape, plan = _three_tokens()
+    row = FP8_ROW + 8 if op == "dispatch" else BF16_ROW
+    asked = {"granularity": "rank", "op": op, "splits": "padded"}
+    ports = port_bytes(plan, shape, route="one_hop", **asked)
+    # Two rows to the other rank of the node, two to each of the two ranks of the other node.
+    for name, num_rows in (("nvlink_out", 2), ("nvlink_in", 2), ("nic_out", 4), ("nic_in", 4)):
+        assert getattr(ports, name).tolist() == [num_rows * row] * 4, name
+    # By PXN half of what goes to the other node first goes to the other rank: one pair's rows.
+    pxn = port_bytes(plan, shape, route="pxn", **asked)
+    assert pxn.nvlink_out.tolist() == [4 * row] * 4
+    assert pxn.nic_out.tolist() == [4 * row] * 4
+    totals = byte_totals(plan, shape, ports, **asked)
+    assert (totals.local, totals.nvlink, totals.rdma) == (8 * row, 8 * row, 16 * row)
+    assert totals.logical == 3 * (208 if op == "dispatch" else 400)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gathered_splits_are_all_tokens(op: HalfOp) -> None:
+    shape, plan = _three_tokens()
+    # As many as any rank could have had, which no rank here has.
+    shape = replace(shape, num_tokens=5)
+    row = FP8_ROW + 8 if op == "dispatch" else BF16_ROW
+    asked = {"granularity": "rank", "op": op, "splits": "gathered"}
+    ports = port_bytes(plan, shape, route="one_hop", **asked)
+    for name, num_rows in (("nvlink_out", 5), ("nvlink_in", 5), ("nic_out", 10), ("nic_in", 10)):
+        assert getattr(ports, name).tolist() == [num_rows * row] * 4, name
+    totals = byte_totals(plan, shape, ports, **asked)
+    assert (totals.local, totals.nvlink, totals.rdma) == (20 * row, 20 * row, 40 * row)
+    assert totals.logical == 3 * (208 if op == "dispatch" else 400)
+
+
+def test_nothing_is_padded_where_nothing_is_sent() -> None:
+    shape = _shape(1, 2, 2, 1)
+    idx = [np.full((3, 1), -1, np.int32)] * 2
+    plan = Plan.of(Routing(idx, [np.ones(each.shape, np.float32) for each in idx]), shape)
+    ports = port_bytes(
+        plan, shape, route="one_hop", granularity="rank", op="dispatch", splits="padded"
+    )
+    assert not ports.nvlink_out.any()
+
+
+def test_only_exact_rows_share_a_copy_over_the_rail() -> None:
+    shape, plan = _three_tokens()
+    with pytest.raises(AssertionError, match="padded rows"):
+        port_bytes(plan, shape, route="rail", granularity="rank", op="combine", splits="padded")
+
+
 @pytest.mark.parametrize(("route", "granularity", "op"), COMBINATIONS)
 def test_pulls_add_requests_against_the_rows(
     route: Route, granularity: Granularity, op: HalfOp

@@ -4,15 +4,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from kernel_cases import CASES, KernelCase, preset_cases, protocols, refusal
 from mutants import Mutation, install_mutant
 
 from bench import harness
 from bench.records.record import Case, Form
-from bench.suites import Grid
+from bench.suites import DEVICES, SUITES, Grid, default_grid, expand
 from kernels.direct import PULL, PUSH
-from kernels.nccl_like import SELECTION
+from kernels.nccl_like import ALLGATHER, PADDED, SELECTION
 from kernels.protocol import Protocol
 
 _PRESETS = preset_cases()
@@ -73,6 +74,8 @@ def test_a_pair_checks_both_halves(kernel: str, variant: str, tmp_path: Path) ->
 
 _DISPATCH, _PULL = "kernels.direct.dispatch", "kernels.direct.combine_pull"
 _PUSH, _UNPACK = "kernels.direct.combine_push", "kernels.packing.unpack"
+_PADDED, _GATHERED = "kernels.packing.padded", "kernels.packing.gathered"
+_COUNTS, _ALLTOALLV = "kernels.nccl_like.counts", "kernels.nccl_like.alltoallv"
 #: Tokens spread over 4 ranks, and a matrix by which rank 1 sends nothing and is done early.
 _EVEN = KernelCase(Grid(tokens=(24,), ranks_per_node=(4,), num_sms=(2,)))
 _UNEVEN = replace(CASES["matrix"], num_rows=None)
@@ -185,3 +188,80 @@ def test_an_expert_output_of_another_place(rows_of: Callable[..., list[Case]]) -
     dispatch, combine, _ = rows_of(SELECTION, mutation)
     assert dispatch.status == "passed"
     assert combine.status == "incorrect"
+
+
+def test_a_row_of_padding_that_is_kept(rows_of: Callable[..., list[Case]]) -> None:
+    count = "count = isa.load_i32(p.recv_counts_addr + 4 * source)"
+    mutation = Mutation(_PADDED, count, "count = isa.load_i32(p.recv_begins_addr + 4)")
+    dispatch = rows_of(PADDED, mutation)[0]
+    assert dispatch.status == "incorrect"
+    assert dispatch.check.num_wrong > 0
+
+
+def test_rows_that_go_back_without_their_padding(rows_of: Callable[..., list[Case]]) -> None:
+    place = "place = isa.load_i32(p.recv_places_addr + 4 * row)"
+    dispatch, combine, _ = rows_of(PADDED, Mutation(_PADDED, place, "place = row"))
+    assert dispatch.status == "passed"
+    assert combine.status == "incorrect"
+
+
+def test_a_longest_message_of_the_own_only(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(
+        _COUNTS,
+        "p.most_rows_addr + 4 * source))\n    for",
+        "p.most_rows_addr + 4 * p.rank))\n    for",
+    )
+    assert rows_of(PADDED, mutation, _UNEVEN)[0].status == "incorrect"
+
+
+def test_tokens_that_a_rank_does_not_have(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(_GATHERED, "isa.store_i32(p.own_idx_addr + 4 * entry, -1)", "pass")
+    dispatch = rows_of(ALLGATHER, mutation, _UNEVEN)[0]
+    assert dispatch.status == "error", dispatch.reason
+
+
+def test_gathered_rows_read_before_they_are_here(rows_of: Callable[..., list[Case]]) -> None:
+    # Ids are waited for: garbage in their place would be no experts at all.
+    wait = "isa.wait_ge(chunks, message.exchange * EXCHANGE + step + 1)"
+    mutation = Mutation(_ALLTOALLV, wait, f"if not message.is_row:\n            {wait}")
+    dispatch = rows_of(ALLGATHER, mutation)[0]
+    assert dispatch.status == "incorrect"
+    assert "dispatch to rank" in str(dispatch.reason)
+
+
+def test_a_token_gathered_from_another_place(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(_GATHERED, "p.gather_x_addr + token * p.x_row_bytes", "p.gather_x_addr")
+    dispatch, combine, _ = rows_of(ALLGATHER, mutation, form="cached")
+    assert dispatch.status == "incorrect"
+    assert combine.status == "passed"
+
+
+def test_rows_that_come_back_for_another_token(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(_GATHERED, "rank * p.split_tokens + token", "rank * p.split_tokens")
+    dispatch, combine, _ = rows_of(ALLGATHER, mutation)
+    assert dispatch.status == "passed"
+    assert combine.status == "incorrect"
+
+
+@pytest.mark.parametrize("kernel", ["nccl_like", "mpi"])
+def test_an_all_gather_that_is_too_big_names_its_bytes(kernel: str) -> None:
+    grid = Grid(kernel=(f"{kernel}/allgather",), nodes=(8,), tokens=(4096,))
+    if kernel == "mpi":
+        grid = msgspec.structs.replace(grid, device="cpu", fabric=("uncapped",), prefix=None)
+    (spec,) = expand([grid])
+    # A row of 224 B by the prefix, 7392 B whole; two of 384 B, 14336 B; 8 ids and weights.
+    size = "17.7 GB" if kernel == "nccl_like" else "606.1 GB"
+    for row in harness.run_spec(spec, lambda *_: None):
+        assert row.status == "skipped"
+        assert f"all-gather of 4096 tokens to 64 ranks takes {size}" in str(row.reason)
+
+
+def test_nothing_runs_a_variant_that_nobody_compares_with_unless_asked() -> None:
+    grids = [
+        *(default_grid(device) for device in DEVICES),
+        *sum((s.grids for s in SUITES.values()), ()),
+    ]
+    specs = [spec for spec in expand(grids) if spec.kernel in ("nccl_like", "mpi")]
+    assert {spec.variant for spec in specs} == {"dedup", "selection"}
+    asked = expand([Grid(kernel=("nccl_like",))])
+    assert [spec.variant for spec in asked] == ["dedup", "selection", "padded", "allgather"]

@@ -52,6 +52,7 @@ class Account:
                 self._own(half),
                 granularity=self.protocol.granularity,
                 op=half,
+                splits=self.protocol.splits,
             )
         return Bytes(**asdict(totals))
 
@@ -90,5 +91,11 @@ class Account:
             route = one_hop
         pull = ReadRequests.of(self.fabric) if protocol.pulls and op == "combine" else None
         return port_bytes(
-            self.plan, self.shape, route=route, granularity=protocol.granularity, op=op, pull=pull
+            self.plan,
+            self.shape,
+            route=route,
+            granularity=protocol.granularity,
+            op=op,
+            splits=protocol.splits,
+            pull=pull,
         )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from bench.traffic.hops import Hop, direct_hops, rail_hops
 from bench.traffic.plan import Plan
 from comms.fabric import Constant, Fabric
-from kernels.protocol import Granularity, Route
+from kernels.protocol import Granularity, Route, Splits
 from kernels.rows import RowLayout
 from kernels.shape import Shape
 
@@ -54,9 +54,10 @@ class ByteTotals:
 
     Attributes:
         logical: every (token, destination rank) copy, the own rank's too, at the row's bytes
-            without padding or top-k entries; the same for either granularity.
+            without padding or top-k entries; the same for either granularity, and never of rows
+            that are padding.
         logical_rdma: every (token, destination node) copy, the own node's too, at the same bytes.
-        local: physical bytes of the rows between a rank and itself.
+        local: physical bytes of the rows that move between a rank and itself.
         nvlink: physical bytes sent over NVLink.
         rdma: physical bytes sent over NICs.
     """
@@ -108,6 +109,7 @@ def port_bytes(
     route: Route,
     granularity: Granularity,
     op: HalfOp,
+    splits: Splits = "exact",
     pull: ReadRequests | None = None,
 ) -> PortBytes:
     """Return the bytes that every port must move.
@@ -122,7 +124,7 @@ def port_bytes(
 
     A dispatched row is `dispatch_row.full_bytes` and 8 bytes per top-k entry: all entries, or one
     for granularity `selection`; on the NIC hop of `rail` all in either. A combined row is
-    `combine_row.full_bytes`.
+    `combine_row.full_bytes`. Rows that move as padding are like any other.
 
     Args:
         plan: counts of the routing.
@@ -130,9 +132,12 @@ def port_bytes(
         route: way of the rows.
         granularity: one row per (token, rank), or one per (token, selected expert).
         op: `"dispatch"` or `"combine"`.
+        splits: the rows between every two ranks: those of the plan (`exact`), as many as between
+            any two (`padded`), or `num_tokens` of the shape (`gathered`); `rail` has exact ones.
         pull: requests that the receiver of each NVLink hop pays, None where rows are pushed.
     """
-    rows = _rows(plan, granularity)
+    assert splits == "exact" or route != "rail", f"{splits} rows have no tokens to share a copy"
+    rows = _rows(plan, shape, granularity, splits)
     row_bytes = _row_bytes(shape, granularity, op)
     if route == "rail":
         node_row_bytes = _row_bytes(shape, "rank", op)
@@ -147,11 +152,17 @@ def port_bytes(
 
 
 def byte_totals(
-    plan: Plan, shape: Shape, ports: PortBytes, *, granularity: Granularity, op: HalfOp
+    plan: Plan,
+    shape: Shape,
+    ports: PortBytes,
+    *,
+    granularity: Granularity,
+    op: HalfOp,
+    splits: Splits = "exact",
 ) -> ByteTotals:
     """Return the world's bytes of an operation whose ports move `ports`."""
     logical_bytes = _layout(shape, op).logical_bytes
-    local_rows = int(np.trace(_rows(plan, granularity)))
+    local_rows = int(np.trace(_rows(plan, shape, granularity, splits)))
     return ByteTotals(
         logical=int(plan.copies.sum()) * logical_bytes,
         logical_rdma=int(plan.node_copies.sum()) * logical_bytes,
@@ -194,8 +205,13 @@ def _link_ps(sent: Int64, received: Int64, payload_gbs: Constant, latency_ns: Co
     return -(-most * 10**6 // round(payload_gbs.value * 1000)) + round(latency_ns.value * 1000)
 
 
-def _rows(plan: Plan, granularity: Granularity) -> Int64:
-    return plan.copies if granularity == "rank" else plan.selections
+def _rows(plan: Plan, shape: Shape, granularity: Granularity, splits: Splits) -> Int64:
+    """Return the rows that move between every two ranks, from source to owner."""
+    rows = plan.copies if granularity == "rank" else plan.selections
+    if splits == "exact":
+        return rows
+    most = int(rows.max(initial=0)) if splits == "padded" else shape.num_tokens
+    return np.full_like(rows, most)
 
 
 def _layout(shape: Shape, op: HalfOp) -> RowLayout:

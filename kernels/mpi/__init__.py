@@ -1,36 +1,40 @@
 """`mpi`: the baseline where MPI carries the data, a framework's pack and unpack around `Alltoallv`.
 
 The kernels before and after are those of `kernels.packing`, on all SMs; the exchange is the
-library's, on the ranks' host threads.
+library's, on the ranks' host threads. `padded` exchanges by `MPI_Alltoall`, `allgather` by
+`MPI_Allgather` and, in combine, `MPI_Alltoall` and a sum at the source: `MPI_Reduce_scatter` would
+round on the way, in an order of its own.
 """
 
+from functools import partial
+
 from kernels import packing
-from kernels.mpi.exchange import alltoallv, alltoallv_back, counts
-from kernels.protocol import Form, HostLaunch, KernelLaunch, Op, Protocol
+from kernels.mpi import exchange
+from kernels.packing import Library
+from kernels.protocol import HostLaunch, Protocol
 
-_COUNTS = HostLaunch("counts", counts)
-_ALLTOALLV = HostLaunch("alltoallv", alltoallv)
-_ALLTOALLV_BACK = HostLaunch("alltoallv_back", alltoallv_back)
-
-
-def _launches(op: Op, form: Form, *, by_expert: bool) -> tuple[KernelLaunch | HostLaunch, ...]:
-    if op == "combine":
-        return (*((packing.PACK_BACK,) if by_expert else ()), _ALLTOALLV_BACK, packing.REDUCE)
-    fresh = (packing.LAYOUT, packing.PACK, _COUNTS)
-    return (
-        *(fresh if form == "fresh" else (packing.PACK,)),
-        _ALLTOALLV,
-        *((packing.UNPACK,) if by_expert else ()),
-    )
-
+_ALLTOALLV = Library(
+    HostLaunch("alltoallv", exchange.alltoallv),
+    HostLaunch("alltoallv_back", exchange.alltoallv_back),
+    HostLaunch("counts", exchange.counts),
+)
+_ALLTOALL = Library(
+    HostLaunch("alltoall", exchange.alltoall),
+    HostLaunch("alltoall_back", exchange.alltoall_back),
+    HostLaunch("counts", exchange.counts_of_all),
+)
+_ALLGATHER = Library(
+    HostLaunch("allgather", exchange.allgather),
+    HostLaunch("alltoall_back", exchange.alltoall_back),
+)
 
 DEDUP = Protocol(
     kernel="mpi",
     variant="dedup",
     summary="MPI_Alltoallv, a row per (token, rank): the strongest baseline",
-    regions=lambda shape: packing.regions(shape, by_expert=False),
-    launches=lambda op, form: _launches(op, form, by_expert=False),
-    settings=lambda shape: packing.settings(shape, by_expert=False),
+    regions=partial(packing.regions, variant="dedup"),
+    launches=partial(packing.launches, variant="dedup", library=_ALLTOALLV),
+    settings=partial(packing.settings, variant="dedup"),
     is_baseline=True,
     devices=("cpu",),
     impl="library",
@@ -39,12 +43,37 @@ SELECTION = Protocol(
     kernel="mpi",
     variant="selection",
     summary="MPI_Alltoallv, a row per (token, expert): what frameworks do",
-    regions=lambda shape: packing.regions(shape, by_expert=True),
-    launches=lambda op, form: _launches(op, form, by_expert=True),
-    settings=lambda shape: packing.settings(shape, by_expert=True),
+    regions=partial(packing.regions, variant="selection"),
+    launches=partial(packing.launches, variant="selection", library=_ALLTOALLV),
+    settings=partial(packing.settings, variant="selection"),
     granularity="selection",
     is_baseline=True,
     devices=("cpu",),
     impl="library",
 )
-PROTOCOLS = (DEDUP, SELECTION)
+PADDED = Protocol(
+    kernel="mpi",
+    variant="padded",
+    summary="MPI_Alltoall, each message padded to the longest of the world",
+    regions=partial(packing.regions, variant="padded"),
+    launches=partial(packing.launches, variant="padded", library=_ALLTOALL),
+    settings=partial(packing.settings, variant="padded"),
+    splits="padded",
+    is_baseline=True,
+    devices=("cpu",),
+    impl="library",
+)
+ALLGATHER = Protocol(
+    kernel="mpi",
+    variant="allgather",
+    summary="MPI_Allgather of all tokens; MPI_Alltoall back, and a sum at the source",
+    regions=partial(packing.regions, variant="allgather"),
+    launches=partial(packing.launches, variant="allgather", library=_ALLGATHER),
+    refuses=packing.refuses,
+    settings=partial(packing.settings, variant="allgather"),
+    splits="gathered",
+    is_baseline=True,
+    devices=("cpu",),
+    impl="library",
+)
+PROTOCOLS = (DEDUP, SELECTION, PADDED, ALLGATHER)

@@ -1,11 +1,27 @@
-"""`nccl_like`: the baseline, a framework's pack and unpack around an all-to-all-v in the manner of
-NCCL."""
+"""`nccl_like`: the baseline, a framework's pack and unpack around exchanges in the manner of NCCL.
+
+`dedup` and `selection` send to each rank as many rows as it gets. `padded` is for exchanges with
+equal splits (ncclAlltoAll): all messages are as long as the longest of the world.
+
+`allgather` sends every token to every rank, which selects its own. Its combine, a reduce-scatter in
+frameworks, is modelled as an all-to-all of `num_tokens` rows between every two ranks, then a
+sum at the source of the rows that contribute. So the sum is the oracle's bit for bit: nothing
+but contributions is added, by ascending rank, in FP32, rounded once; NCCL's ring rounds on the
+way, in an order of its own. On one node its bytes are those of NCCL's ring: a rank sends and
+receives `(world_size - 1) * num_tokens` rows. Between nodes a NIC carries
+`(world_size - ranks_per_node) * num_tokens` rows here, where a ring through each NIC would carry
+`(world_size - 1) / ranks_per_node * num_tokens`: there the times are those of one hop for every
+two ranks, and no prediction of NCCL's collectives.
+"""
+
+from functools import partial
 
 from kernels import packing
 from kernels.nccl_like import constants
 from kernels.nccl_like.alltoallv import AlltoallvParams, alltoallv_combine, alltoallv_dispatch
 from kernels.nccl_like.counts import CountsParams, counts
-from kernels.protocol import Form, KernelLaunch, Op, Protocol
+from kernels.packing import Library, Variant
+from kernels.protocol import KernelLaunch, Protocol
 from kernels.shape import Shape
 
 #: Pairs of warps of a channel, one that sends and one that receives.
@@ -19,18 +35,22 @@ def _slot_bytes(shape: Shape) -> int:
     return max(*moved, constants.IDS_CHUNK_BYTES)
 
 
-def _regions(shape: Shape, *, by_expert: bool) -> dict[str, int]:
+def _regions(shape: Shape, *, variant: Variant) -> dict[str, int]:
     world = shape.world_size
     streams = shape.num_sms * NUM_PAIRS
     slots = streams * constants.NUM_SLOTS * _slot_bytes(shape)
-    row = packing.column_bytes(shape, by_expert=by_expert)
-    return {
-        **packing.regions(shape, by_expert=by_expert),
+    row = packing.column_bytes(shape, variant)
+    of_counts = {
         "begins_stage": shape.ranks_per_node * row,
         "peer_begins": world * row,
+        "most_rows": 4 * world,
         "counts_epoch": 8,
-        "exchange_epoch": 8 * shape.num_sms,
         "hello": 8 * world,
+    }
+    return {
+        **packing.regions(shape, variant),
+        **({} if variant == "allgather" else of_counts),
+        "exchange_epoch": 8 * shape.num_sms,
         "head": 8 * world * streams,
         "tail": 8 * world * streams,
         "fifo": world * slots,
@@ -38,10 +58,10 @@ def _regions(shape: Shape, *, by_expert: bool) -> dict[str, int]:
     }
 
 
-def _settings(shape: Shape, *, by_expert: bool) -> dict[str, int | str]:
+def _settings(shape: Shape, *, variant: Variant) -> dict[str, int | str]:
     return {
-        **packing.settings(shape, by_expert=by_expert),
-        "begins_bytes": packing.column_bytes(shape, by_expert=by_expert),
+        **packing.settings(shape, variant),
+        "begins_bytes": packing.column_bytes(shape, variant),
         "num_slots": constants.NUM_SLOTS,
         "slot_bytes": _slot_bytes(shape),
         "chunk_bytes": constants.CHUNK_BYTES,
@@ -52,25 +72,24 @@ def _settings(shape: Shape, *, by_expert: bool) -> dict[str, int | str]:
     }
 
 
-_COUNTS = KernelLaunch("counts", counts, CountsParams, packing.PACK_WARPS)
-_ALLTOALLV = KernelLaunch("alltoallv", alltoallv_dispatch, AlltoallvParams, CHANNEL_WARPS)
-_ALLTOALLV_BACK = KernelLaunch("alltoallv_back", alltoallv_combine, AlltoallvParams, CHANNEL_WARPS)
-
-
-def _launches(op: Op, form: Form, *, by_expert: bool) -> tuple[KernelLaunch, ...]:
-    if op == "combine":
-        return (*((packing.PACK_BACK,) if by_expert else ()), _ALLTOALLV_BACK, packing.REDUCE)
-    before = (packing.LAYOUT, packing.PACK, _COUNTS) if form == "fresh" else (packing.PACK,)
-    return (*before, _ALLTOALLV, *((packing.UNPACK,) if by_expert else ()))
+def _exchange(name: str) -> Library:
+    """Return the exchanges there and back under a name, and the counts before them."""
+    there = KernelLaunch(name, alltoallv_dispatch, AlltoallvParams, CHANNEL_WARPS)
+    back = "alltoall" if name == "allgather" else name
+    return Library(
+        there,
+        KernelLaunch(f"{back}_back", alltoallv_combine, AlltoallvParams, CHANNEL_WARPS),
+        KernelLaunch("counts", counts, CountsParams, packing.PACK_WARPS),
+    )
 
 
 DEDUP = Protocol(
     kernel="nccl_like",
     variant="dedup",
     summary="model of NCCL's all-to-all-v, a row per (token, rank): the strongest baseline",
-    regions=lambda shape: _regions(shape, by_expert=False),
-    launches=lambda op, form: _launches(op, form, by_expert=False),
-    settings=lambda shape: _settings(shape, by_expert=False),
+    regions=partial(_regions, variant="dedup"),
+    launches=partial(packing.launches, variant="dedup", library=_exchange("alltoallv")),
+    settings=partial(_settings, variant="dedup"),
     route="pxn",
     is_baseline=True,
 )
@@ -78,11 +97,34 @@ SELECTION = Protocol(
     kernel="nccl_like",
     variant="selection",
     summary="model of NCCL's all-to-all-v, a row per (token, expert): what frameworks do",
-    regions=lambda shape: _regions(shape, by_expert=True),
-    launches=lambda op, form: _launches(op, form, by_expert=True),
-    settings=lambda shape: _settings(shape, by_expert=True),
+    regions=partial(_regions, variant="selection"),
+    launches=partial(packing.launches, variant="selection", library=_exchange("alltoallv")),
+    settings=partial(_settings, variant="selection"),
     granularity="selection",
     route="pxn",
     is_baseline=True,
 )
-PROTOCOLS = (DEDUP, SELECTION)
+PADDED = Protocol(
+    kernel="nccl_like",
+    variant="padded",
+    summary="model of NCCL's all-to-all, each message padded to the longest of the world",
+    regions=partial(_regions, variant="padded"),
+    launches=partial(packing.launches, variant="padded", library=_exchange("alltoall")),
+    settings=partial(_settings, variant="padded"),
+    splits="padded",
+    route="pxn",
+    is_baseline=True,
+)
+ALLGATHER = Protocol(
+    kernel="nccl_like",
+    variant="allgather",
+    summary="model of an all-gather of all tokens, and of a reduce-scatter by one hop a pair",
+    regions=partial(_regions, variant="allgather"),
+    launches=partial(packing.launches, variant="allgather", library=_exchange("allgather")),
+    refuses=packing.refuses,
+    settings=partial(_settings, variant="allgather"),
+    splits="gathered",
+    route="pxn",
+    is_baseline=True,
+)
+PROTOCOLS = (DEDUP, SELECTION, PADDED, ALLGATHER)

@@ -1,5 +1,6 @@
 """All-to-all-v in the manner of NCCL's grouped send/receive: channels on SMs, chunks through FIFO
-slots.
+slots. All-to-all and all-gather are the same with other messages: of equal splits, and with
+`to_all` the same rows for every peer.
 
 Grid: `num_sms` channels; in each the first half of the warps send and the second half receive.
 Stream s = channel * pairs + pair joins one sending and one receiving warp. Peers at distance delta
@@ -47,6 +48,7 @@ class AlltoallvParams(NamedTuple):
     x_row_bytes: int
     y_row_bytes: int
     ids_bytes: int
+    to_all: int
     num_slots: int
     slot_bytes: int
     send_begins_addr: int
@@ -68,7 +70,10 @@ class AlltoallvParams(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What one exchange moves: buffers, the rows' places by rank, the rows and bytes of a chunk."""
+    """What one exchange moves: buffers, the rows' places by rank, the rows and bytes of a chunk.
+
+    Where `to_all` every peer gets the rows from the buffer's start, as many as its places tell.
+    """
 
     from_addr: int
     into: int
@@ -78,6 +83,7 @@ class Message(NamedTuple):
     chunk_rows: int
     full_bytes: int
     is_row: int
+    to_all: int
     exchange: int
 
 
@@ -90,14 +96,14 @@ def alltoallv_dispatch(p: AlltoallvParams) -> None:
     ends = p.recv_begins_addr
     rows = max(p.chunk_bytes // p.x_row_full_bytes, 1)
     x, x_bytes = p.send_x_addr, p.x_row_bytes
-    full = rows * x_bytes
-    exchange(p, Message(x, p.into_x, begins, ends, x_bytes, rows, full, 1, begun))
+    full, same = rows * x_bytes, p.to_all
+    exchange(p, Message(x, p.into_x, begins, ends, x_bytes, rows, full, 1, same, begun))
     rows = p.slot_bytes // p.ids_bytes
     idx, weights, full = p.send_idx_addr, p.send_topk_weights_addr, p.chunk_bytes
     ids = p.ids_bytes
-    exchange(p, Message(idx, p.into_idx, begins, ends, ids, rows, full, 0, begun + 1))
+    exchange(p, Message(idx, p.into_idx, begins, ends, ids, rows, full, 0, same, begun + 1))
     into = p.into_weights
-    exchange(p, Message(weights, into, begins, ends, ids, rows, full, 0, begun + 2))
+    exchange(p, Message(weights, into, begins, ends, ids, rows, full, 0, same, begun + 2))
     isa.block_sync()
     if isa.warp_id() == 0:
         isa.store(p.rank, p.exchange_epoch + 8 * sm, begun + 3)
@@ -112,7 +118,7 @@ def alltoallv_combine(p: AlltoallvParams) -> None:
     begins, ends = p.recv_begins_addr, p.send_begins_addr
     y, y_bytes = p.from_y_addr, p.y_row_bytes
     full = rows * y_bytes
-    exchange(p, Message(y, p.into_y, begins, ends, y_bytes, rows, full, 1, begun))
+    exchange(p, Message(y, p.into_y, begins, ends, y_bytes, rows, full, 1, 0, begun))
     isa.block_sync()
     if isa.warp_id() == 0:
         isa.store(p.rank, p.exchange_epoch + 8 * sm, begun + 1)
@@ -133,6 +139,8 @@ def exchange(p: AlltoallvParams, message: Message) -> None:
             total = isa.load_i32(message.send_begins_addr + 4 * peer + 4) - begin
             first = share_begin(total, part, num_parts)
             count = share_begin(total, part + 1, num_parts) - first
+            if message.to_all:
+                begin = 0
             send(p, message, peer, stream, begin + first, count)
         else:
             peer = (p.rank - delta) % p.world_size

@@ -5,6 +5,9 @@ add 1 to `hello[rank]` there (release). Acquire `hello` of all ranks. What this 
 copied out of `peer_begins` before the kernel ends: a peer writes it again only after it has
 received this rank's rows, which later launches send.
 
+Where splits are padded, each warp also finds the longest message of its peers, and all messages
+begin where equal splits of the longest of all begin: every rank sees the same `begins`.
+
 It cannot deadlock: `hello` is sent before anything is waited for.
 """
 
@@ -26,6 +29,7 @@ class CountsParams(NamedTuple):
     num_sms: int
     num_warps: int
     counts_per_rank: int
+    is_padded: int
     begins_bytes: int
     begins: int
     begins_addr: int
@@ -36,6 +40,7 @@ class CountsParams(NamedTuple):
     send_begins_addr: int
     recv_begins_addr: int
     pair_begins_addr: int
+    most_rows_addr: int
     counts_epoch: int
     hello: int
 
@@ -64,9 +69,13 @@ def counts(p: CountsParams) -> None:
             isa.put_signal_via(via, Target(peer, flag), 1, channel)
     for source in range(warp, p.world_size, p.num_warps):
         isa.wait_ge(p.hello + 8 * source, epoch)
+        if p.is_padded:
+            isa.store_i32(p.most_rows_addr + 4 * source, longest_message(p, source))
     isa.block_sync()
     if warp == 0:
         write_begins(p)
+        if p.is_padded:
+            write_equal_splits(p)
         isa.store(p.rank, p.counts_epoch, epoch)
 
 
@@ -89,3 +98,24 @@ def write_begins(p: CountsParams) -> None:
         for source in range(p.world_size):
             isa.store_i32(p.pair_begins_addr + 4 * (source * width + column), place)
             place += isa.load_i32(p.recv_counts_addr + 4 * (source * width + column))
+
+
+def longest_message(p: CountsParams, source: int) -> int:
+    """Return the rows of the longest message of a rank."""
+    own = p.peer_begins_addr + source * p.begins_bytes
+    begin, most = isa.load_i32(own), 0
+    for peer in range(p.world_size):
+        end = isa.load_i32(own + 4 * peer + 4)
+        most = max(most, end - begin)
+        begin = end
+    return most
+
+
+def write_equal_splits(p: CountsParams) -> None:
+    """Let each rank's message begin where those before it end at their longest."""
+    most = 0
+    for source in range(p.world_size):
+        most = max(most, isa.load_i32(p.most_rows_addr + 4 * source))
+    for peer in range(p.world_size + 1):
+        isa.store_i32(p.send_begins_addr + 4 * peer, peer * most)
+        isa.store_i32(p.recv_begins_addr + 4 * peer, peer * most)

@@ -1,83 +1,103 @@
-"""What a framework runs around a library's all-to-all-v: count, pack, unpack, reduce.
+"""What a framework runs around a library's exchange: count, pack, unpack, reduce.
 
-Columns are what rows are sorted by before the exchange: destination ranks, or experts where a row
-stands for one selection (`by_expert`).
+Columns are what rows are sorted by before an all-to-all: destination ranks, or experts where a row
+stands for one selection.
 """
 
-from kernels.packing.layout import LayoutParams, PackParams, layout, pack
+from dataclasses import dataclass
+
+from kernels.packing.gathered import PrepareParams, SelectParams, find, prepare, select
+from kernels.packing.layout import LayoutParams, PackParams, TotalsParams, layout, pack, totals
+from kernels.packing.padded import CompactParams, SpreadParams, compact, spread
+from kernels.packing.sizes import (
+    MAX_SMS,
+    PACK_WARPS,
+    Variant,
+    column_bytes,
+    num_columns,
+    regions,
+    settings,
+    split_rows,
+)
 from kernels.packing.unpack import ReduceParams, UnpackParams, pack_back, reduce, unpack
-from kernels.protocol import KernelLaunch
+from kernels.protocol import Form, HostLaunch, KernelLaunch, Op
 from kernels.shape import Shape
 
-#: Warps of a block of these kernels, which run on every SM.
-PACK_WARPS = 8
-#: SMs that no GPU here exceeds: the tables have a row for each.
-MAX_SMS = 160
+__all__ = [
+    "MAX_SMS",
+    "PACK_WARPS",
+    "Library",
+    "Variant",
+    "column_bytes",
+    "launches",
+    "num_columns",
+    "refuses",
+    "regions",
+    "settings",
+]
 
-LAYOUT = KernelLaunch("layout", layout, LayoutParams, PACK_WARPS, "all")
-PACK = KernelLaunch("pack", pack, PackParams, PACK_WARPS, "all")
-UNPACK = KernelLaunch("unpack", unpack, UnpackParams, PACK_WARPS, "all")
-PACK_BACK = KernelLaunch("pack_back", pack_back, UnpackParams, PACK_WARPS, "all")
-REDUCE = KernelLaunch("reduce", reduce, ReduceParams, PACK_WARPS, "all")
+#: Most bytes of the buffers of all ranks that hold every token of the world, of which there are
+#: three: a world of the simulator, or the ranks of a host, have one memory.
+MOST_GATHERED_BYTES = 8 * 10**9
 
+_LAYOUT = KernelLaunch("layout", layout, LayoutParams, PACK_WARPS, "all")
+_TOTALS = KernelLaunch("totals", totals, TotalsParams, PACK_WARPS, "all")
+_PACK = KernelLaunch("pack", pack, PackParams, PACK_WARPS, "all")
+_UNPACK = KernelLaunch("unpack", unpack, UnpackParams, PACK_WARPS, "all")
+_PACK_BACK = KernelLaunch("pack_back", pack_back, UnpackParams, PACK_WARPS, "all")
+_COMPACT = KernelLaunch("compact", compact, CompactParams, PACK_WARPS, "all")
+_SPREAD = KernelLaunch("spread", spread, SpreadParams, PACK_WARPS, "all")
+_PREPARE = KernelLaunch("prepare", prepare, PrepareParams, PACK_WARPS, "all")
+_FIND = KernelLaunch("find", find, SelectParams, PACK_WARPS, "all")
+_SELECT = KernelLaunch("select", select, SelectParams, PACK_WARPS, "all")
+_REDUCE = KernelLaunch("reduce", reduce, ReduceParams, PACK_WARPS, "all")
 
-def num_columns(shape: Shape, *, by_expert: bool) -> int:
-    """Return the columns of a rank's rows."""
-    return shape.world_size * (shape.experts_per_rank if by_expert else 1)
-
-
-def column_bytes(shape: Shape, *, by_expert: bool) -> int:
-    """Return the bytes of a row of int32 counts and their sum, a multiple of 16."""
-    return -(-4 * (num_columns(shape, by_expert=by_expert) + 1) // 16) * 16
-
-
-def ids_bytes(shape: Shape, *, by_expert: bool) -> int:
-    """Return the bytes of a row's expert ids; its weights take as many."""
-    return 4 if by_expert else 4 * shape.num_topk
-
-
-def regions(shape: Shape, *, by_expert: bool) -> dict[str, int]:
-    """Return the tables and buffers of these kernels, name to bytes."""
-    world, tokens = shape.world_size, max(shape.num_tokens, 1)
-    row = column_bytes(shape, by_expert=by_expert)
-    rows = tokens * (shape.num_topk if by_expert else min(shape.num_topk, world))
-    ids = ids_bytes(shape, by_expert=by_expert)
-    received = world * tokens * min(shape.num_topk, shape.experts_per_rank) if by_expert else 0
-    return {
-        "worker_counts": MAX_SMS * PACK_WARPS * row,
-        "block_counts": MAX_SMS * row,
-        "block_totals": 2 * MAX_SMS * row,
-        "cursors": MAX_SMS * PACK_WARPS * row,
-        "begins": row,
-        "send_begins": 4 * (world + 1),
-        "recv_begins": 4 * (world + 1),
-        "pair_begins": 4 * num_columns(shape, by_expert=by_expert),
-        "send_num": 4 * tokens,
-        "send_columns": 4 * tokens * shape.num_topk,
-        "send_rows": 4 * tokens * shape.num_topk,
-        "send_weights": 4 * tokens * shape.num_topk,
-        "send_x": rows * shape.dispatch_row.stride_bytes,
-        "send_idx": rows * ids,
-        "send_topk_weights": rows * ids,
-        "stage_y": rows * shape.combine_row.stride_bytes,
-        "stage_x": max(received * shape.dispatch_row.stride_bytes, 16),
-        "stage_idx": max(4 * received, 16),
-        "stage_weights": max(4 * received, 16),
-        "back_y": max(received * shape.combine_row.stride_bytes, 16),
-    }
+Launch = KernelLaunch | HostLaunch
 
 
-def settings(shape: Shape, *, by_expert: bool) -> dict[str, int | str]:
-    """Return the parameters of these kernels, and where an exchange reads and writes."""
-    return {
-        "by_expert": int(by_expert),
-        "num_columns": num_columns(shape, by_expert=by_expert),
-        "column_bytes": column_bytes(shape, by_expert=by_expert),
-        "counts_per_rank": shape.experts_per_rank if by_expert else 1,
-        "ids_bytes": ids_bytes(shape, by_expert=by_expert),
-        "into_x": "stage_x" if by_expert else "recv_x",
-        "into_idx": "stage_idx" if by_expert else "recv_topk_idx",
-        "into_weights": "stage_weights" if by_expert else "recv_topk_weights",
-        "from_y": "back_y" if by_expert else "y",
-        "into_y": "stage_y",
-    }
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A library's part of a variant.
+
+    Attributes:
+        exchange: takes rows, ids and weights to other ranks.
+        exchange_back: takes rows back.
+        counts: tells every rank what it will get; none where nothing is counted.
+    """
+
+    exchange: Launch
+    exchange_back: Launch
+    counts: Launch | None = None
+
+
+def launches(op: Op, form: Form, variant: Variant, library: Library) -> tuple[Launch, ...]:
+    """Return the launches of an operation, the library's among them."""
+    counts = (library.counts,) if library.counts else ()
+    if op == "combine":
+        before = {"dedup": (), "selection": (_PACK_BACK,)}.get(variant, (_SPREAD,))
+        return (*before, library.exchange_back, _REDUCE)
+    if variant == "allgather":
+        if form == "cached":
+            return (library.exchange, _SELECT)
+        return (_PREPARE, library.exchange, _FIND, _SELECT)
+    after = {"selection": (_UNPACK,), "padded": (_COMPACT,)}.get(variant, ())
+    if form == "cached":
+        return (_PACK, library.exchange, *after)
+    if variant == "padded":
+        return (_LAYOUT, _TOTALS, *counts, _PACK, library.exchange, *after)
+    return (_LAYOUT, _PACK, *counts, library.exchange, *after)
+
+
+def refuses(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
+    """Refuse an all-gather whose buffers would not fit where all ranks share a memory."""
+    x_bytes, y_bytes = shape.dispatch_row.stride_bytes, shape.combine_row.stride_bytes
+    row_bytes = x_bytes + 2 * y_bytes + 8 * shape.num_topk
+    num_bytes = shape.world_size * split_rows(shape) * row_bytes
+    if num_bytes <= MOST_GATHERED_BYTES:
+        return None
+    return (
+        f"all-gather of {shape.num_tokens} tokens to {shape.world_size} ranks takes "
+        f"{num_bytes / 1e9:.1f} GB for every token on every rank, more than the "
+        f"{MOST_GATHERED_BYTES / 1e9:.0f} GB that a simulated world or a host is given: use fewer "
+        "tokens or ranks, or move a shorter prefix of each row"
+    )

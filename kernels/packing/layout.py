@@ -1,10 +1,12 @@
 """Count, then pack: what a framework runs on all SMs before it calls the library.
 
 `layout`: worker w = sm * num_warps + warp counts the columns of its even, contiguous share of
-tokens: destination ranks (`dedup`) or experts (`selection`). Warp 0 adds its block's counts to
-`block_counts[sm]`. `pack`: each block adds all `block_counts` to `totals` and scans them to
-`begins`, so every worker knows the first place of each of its columns in the send buffer, ordered
-by (column, token). Rows, ids and weights are copied there, and where each went is kept for combine.
+tokens: destination ranks (`dedup`, `padded`) or experts (`selection`). Warp 0 adds its block's
+counts to `block_counts[sm]`. `pack`: each block adds all `block_counts` to `totals` and scans them
+to `begins`, so every worker knows the first place of each of its columns in the send buffer,
+ordered by (column, token). Rows, ids and weights are copied there, and where each went is kept for
+combine. Where splits are padded, columns begin at the equal splits in `send_begins`, which the
+exchange of counts has left; it was told `begins` by `totals`, and `pack` scans nothing.
 
 No block waits for another; the launches are ordered by the stream.
 """
@@ -53,6 +55,26 @@ def layout(p: LayoutParams) -> None:
         isa.sum_rows(workers, p.num_warps, 0, p.block_counts_addr + sm * p.column_bytes)
 
 
+class TotalsParams(NamedTuple):
+    """Parameters of `totals`; `_addr` are addresses."""
+
+    num_sms: int
+    num_columns: int
+    column_bytes: int
+    block_counts_addr: int
+    block_totals_addr: int
+    begins_addr: int
+
+
+def totals(p: TotalsParams) -> None:
+    """Work out where each column begins, for an exchange of counts that comes before `pack`."""
+    if isa.sm_id() > 0 or isa.warp_id() > 0:
+        return
+    blocks = Matrix(p.block_counts_addr, p.num_columns, p.column_bytes)
+    isa.sum_rows(blocks, p.num_sms, 0, p.block_totals_addr)
+    isa.scan(p.block_totals_addr, p.num_columns, p.begins_addr)
+
+
 class PackParams(NamedTuple):
     """Parameters of `pack`; fields named after regions are offsets, `_addr` addresses."""
 
@@ -64,6 +86,7 @@ class PackParams(NamedTuple):
     num_topk: int
     experts_per_rank: int
     by_expert: int
+    is_padded: int
     cached: int
     num_columns: int
     column_bytes: int
@@ -76,6 +99,7 @@ class PackParams(NamedTuple):
     block_counts_addr: int
     block_totals_addr: int
     begins_addr: int
+    send_begins_addr: int
     cursors_addr: int
     send_num_addr: int
     send_columns_addr: int
@@ -94,14 +118,17 @@ def pack(p: PackParams) -> None:
     cursor = p.cursors_addr + worker * p.column_bytes
     if not p.cached:
         blocks = Matrix(p.block_counts_addr, p.num_columns, p.column_bytes)
-        totals = p.block_totals_addr + 2 * sm * p.column_bytes
-        begins = totals + p.column_bytes
-        if warp == 0:
-            isa.sum_rows(blocks, p.num_sms, 0, totals)
-            isa.scan(totals, p.num_columns, begins)
-            if sm == 0:
-                isa.scan(totals, p.num_columns, p.begins_addr)
-        isa.block_sync()
+        own = p.block_totals_addr + 2 * sm * p.column_bytes
+        begins = own + p.column_bytes
+        if p.is_padded:
+            begins = p.send_begins_addr
+        else:
+            if warp == 0:
+                isa.sum_rows(blocks, p.num_sms, 0, own)
+                isa.scan(own, p.num_columns, begins)
+                if sm == 0:
+                    isa.scan(own, p.num_columns, p.begins_addr)
+            isa.block_sync()
         isa.sum_rows(blocks, sm, begins, cursor)
         first_worker = p.worker_counts_addr + sm * p.num_warps * p.column_bytes
         isa.sum_rows(Matrix(first_worker, p.num_columns, p.column_bytes), warp, cursor, cursor)
