@@ -202,7 +202,7 @@ def test_only_exact_rows_share_a_copy_over_the_rail() -> None:
 
 
 @pytest.mark.parametrize(("route", "granularity", "op"), COMBINATIONS)
-def test_pulls_add_requests_against_the_rows(
+def test_pulls_add_requests_against_the_rows_of_a_node(
     route: Route, granularity: Granularity, op: HalfOp
 ) -> None:
     shape = _shape(2, 2, 16, 3)
@@ -214,13 +214,12 @@ def test_pulls_add_requests_against_the_rows(
         plan, shape, route=route, granularity=granularity, op=op, pull=ReadRequests(1, 10**6)
     )
     row = BF16_ROW if op == "combine" else FP8_ROW + 8 * (1 if granularity == "selection" else 3)
-    node_row = BF16_ROW if op == "combine" else FP8_ROW + 24
     assert pushed.nvlink_out.sum() > 0, asked
     assert np.array_equal(pulled.nvlink_out - pushed.nvlink_out, pushed.nvlink_in // row)
     assert np.array_equal(pulled.nvlink_in - pushed.nvlink_in, pushed.nvlink_out // row)
-    nic_row = node_row if route == "rail" else row
-    assert np.array_equal(pulled.nic_out - pushed.nic_out, pushed.nic_in // nic_row)
-    assert np.array_equal(pulled.nic_in - pushed.nic_in, pushed.nic_out // nic_row)
+    # Loads reach one node: between nodes rows are pushed in any case.
+    assert np.array_equal(pulled.nic_out, pushed.nic_out)
+    assert np.array_equal(pulled.nic_in, pushed.nic_in)
 
 
 def test_requests_are_whole_spans() -> None:
