@@ -85,8 +85,15 @@ def _open(spec: CaseSpec, protocol: Protocol, team: Team | None) -> Runner:
 
 
 def _blank(spec: CaseSpec, protocol: Protocol, op: Op, status: Status, reason: str) -> Case:
+    shape = spec.shape()
     return blank_case(
-        spec, op, status, reason=reason, impl=protocol.impl, granularity=protocol.granularity
+        spec,
+        op,
+        status,
+        reason=reason,
+        impl=protocol.impl,
+        granularity=protocol.granularity,
+        knobs={knob.name: knob.of(shape) for knob in protocol.knobs},
     )
 
 

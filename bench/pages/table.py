@@ -15,6 +15,7 @@ COLUMNS = (
     "kernel/variant",
     "form",
     "sms",
+    "knobs",
     "time",
     "range",
     "bound_own",
@@ -29,7 +30,7 @@ COLUMNS = (
 )
 
 #: Columns that only some devices and runs have.
-_WHERE_KNOWN = ("range", "bound_own", "bound_best", "efficiency", "of memcpy")
+_WHERE_KNOWN = ("knobs", "range", "bound_own", "bound_best", "efficiency", "of memcpy")
 _OF_LINKS = ("nvlink", "rdma")
 
 #: The library baseline of each device; rows are compared with the fastest `dedup` and `selection`
@@ -47,6 +48,7 @@ FIDELITY = {
 
 LEGEND = (
     "time: median over iterations of the slowest rank. GB/s is 1e9 bytes per second.",
+    "knobs: knobs of the kernel that are not at their default.",
     "range: time over the published range of an SM's copy rate, where those cases were run.",
     "bound_own: least time for the bytes that this kernel moves; bound_best: likewise for one "
     "copy per node over the rail.",
@@ -139,6 +141,8 @@ def _machine(run: Run) -> tuple[str, ...]:
 
 def _is_told(line: str, cases: Sequence[Case]) -> bool:
     """Return whether a line of the legend is about something that these cases have."""
+    if line.startswith("knobs"):
+        return any(case.turned for case in cases)
     if line.startswith("of memcpy"):
         return any(case.memcpy_samples_us for case in cases)
     if line.startswith("nvlink"):
@@ -171,12 +175,20 @@ def _block_key(case: Case) -> tuple[object, ...]:
     )
 
 
-def _row_key(case: Case) -> tuple[str, str, str, int]:
-    return (case.kernel, case.variant, case.form, case.num_sms)
+_RowKey = tuple[str, str, str, int, str]
+
+
+def _row_key(case: Case) -> _RowKey:
+    return (case.kernel, case.variant, case.form, case.num_sms, turned_of(case))
+
+
+def turned_of(case: Case) -> str:
+    """Return the knobs that were turned, as a user gives them."""
+    return ",".join(f"{name}={case.knobs[name]}" for name in case.turned)
 
 
 def _block(cases: Sequence[Case]) -> Block:
-    rows: dict[tuple[str, str, str, int], list[Case]] = {}
+    rows: dict[_RowKey, list[Case]] = {}
     for case in sorted(cases, key=lambda case: case.num_sms):
         rows.setdefault(_row_key(case), []).append(case)
     shown = {key: _headline(same) for key, same in rows.items()}
@@ -266,6 +278,7 @@ def _cells(
         f"{case.kernel}/{case.variant}",
         case.form,
         str(case.num_sms),
+        turned_of(case) or "-",
         _us(case.time_us),
         _range(same),
         _us(case.bound_own_us),
@@ -341,7 +354,9 @@ def _notes(cases: Sequence[Case]) -> tuple[str, ...]:
     for case in cases:
         if case.status != "passed":
             key = (case.status, f"{case.kernel}/{case.variant}", case.reason or "")
-            merged.setdefault(key, []).append(f"{case.form} {case.num_sms}")
+            turned = turned_of(case)
+            point = f"{case.form} {case.num_sms}"
+            merged.setdefault(key, []).append(f"{turned} {point}" if turned else point)
     return tuple(
         f"{status}: {kernel} ({', '.join(dict.fromkeys(points))} SMs): {reason}"
         for (status, kernel, reason), points in merged.items()

@@ -12,7 +12,7 @@ import msgspec
 from bench.timing import Timing
 
 SCHEMA = "epbench-run"
-SCHEMA_VERSION = "1.1.0"
+SCHEMA_VERSION = "1.2.0"
 
 Impl = Literal["numba", "cupy", "library"]
 Form = Literal["fresh", "cached"]
@@ -95,6 +95,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         phases_us: time of each launch by its name, maximum over ranks.
         sm_copy: which end of the range of the SM's copy rate was used.
         prefix: elements of each row that really moved, null for all.
+        knobs: values of all knobs of the kernel, defaults included.
+        turned: names of those that were not at their default.
     """
 
     case_id: str
@@ -144,6 +146,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Bytes | None = None
     gbs: Gbs | None = None
     sim: Sim | None = None
+    knobs: dict[str, int] = {}
+    turned: list[str] = []
 
     def __post_init__(self) -> None:
         if self.status == "passed":
