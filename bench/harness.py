@@ -45,7 +45,7 @@ def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) ->
     protocol = find_protocol(spec.kernel, spec.variant)
     cases: dict[Op, Case] = {}
     for op in _OPS:
-        reason = _refusal(spec, protocol, op)
+        reason = refusal_of(spec, protocol, op)
         if reason is not None:
             cases[op] = _blank(spec, protocol, op, "skipped", reason)
     accepted = [op for op in _OPS if op not in cases]
@@ -67,7 +67,8 @@ def skipped_cases(spec: CaseSpec, reason: str) -> list[Case]:
     return [_blank(spec, protocol, op, "skipped", reason) for op in _OPS]
 
 
-def _refusal(spec: CaseSpec, protocol: Protocol, op: Op) -> str | None:
+def refusal_of(spec: CaseSpec, protocol: Protocol, op: Op) -> str | None:
+    """Return why a protocol does not run an operation of a spec, or None."""
     if spec.device not in protocol.devices:
         return f"runs on device {' or '.join(protocol.devices)} only"
     return protocol.refuses(spec.shape(), op, cross_rail=spec.fabric.cross_rail)

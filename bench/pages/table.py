@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.pages.tables import Table
 from bench.records.record import Case, Form, Run
 from comms.fabric import load_fabric
 
@@ -93,14 +94,35 @@ class Block:
             and (name not in _OF_LINKS or self.has_links)
         )
 
+    def table(self) -> Table:
+        """Return the columns that are shown."""
+        shown = self.columns
+        return Table(
+            title=self.title,
+            names=tuple(COLUMNS[i] for i in shown),
+            units=tuple(self.units[i] for i in shown),
+            rows=tuple(tuple(row[i] for i in shown) for row in self.rows),
+            notes=self.notes,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What is printed of a run: `heading` and `footer` are lines."""
+    """What is printed of a run: `heading` and `footer` are lines.
+
+    Attributes:
+        budgets: how many SMs are enough, where enough budgets were run to tell.
+    """
 
     heading: tuple[str, ...]
     blocks: tuple[Block, ...]
     footer: tuple[str, ...]
+    budgets: tuple[Table, ...] = ()
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All tables, in order."""
+        return (*(block.table() for block in self.blocks), *self.budgets)
 
 
 def build_page(run: Run) -> Page:
