@@ -68,6 +68,7 @@ def _flattened(
 
 _COUNTS = _Listed(click.IntRange(min=1))
 _NAMES = _Listed(_Word())
+SEEDS = _Listed(click.IntRange(min=0))
 _DEFAULT = Grid()
 
 
@@ -257,6 +258,13 @@ TIMING_OPTIONS = (
 
 OUTPUT_OPTIONS = (
     click.Option(["--suite"], metavar="NAME", help="Named suite, see `epbench list`."),
+    click.Option(
+        ["--tuned"],
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Turn knobs as `epbench tune` has found them for the same kernel, world, tokens and "
+        "SMs; what is not in the file runs with its defaults.",
+    ),
     click.Option(
         ["--json"], type=click.Path(path_type=Path), metavar="FILE", help="Write the run here too."
     ),

@@ -10,7 +10,6 @@ from bench.cases import CaseSpec
 from bench.ranks.rank import run_rank
 from bench.ranks.request import NEWS, News, read_request, supervisor_of
 from bench.records.record import Case, Rank
-from bench.suites import expand
 from comms.errors import RuntimeFailure
 
 
@@ -49,7 +48,7 @@ def main(folder: Path) -> int:
     supervisor = supervisor_of(folder, request)
 
     def work() -> int:
-        specs = [spec for spec in expand(request.grids) if spec.device != "sim"]
+        specs = request.specs()
         with (folder / NEWS).open("ab") as file:
             sink = _NewsSink(file)
 
