@@ -8,6 +8,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.budgets import sweeps
+from bench.pages.budgets import LEGEND as BUDGETS_LEGEND
+from bench.pages.budgets import budgets_table
 from bench.pages.tables import Table
 from bench.records.record import Case, Form, Run
 from comms.fabric import load_fabric
@@ -130,6 +133,11 @@ def build_page(run: Run) -> Page:
     groups: dict[tuple[object, ...], list[Case]] = {}
     for case in run.cases:
         groups.setdefault(_block_key(case), []).append(case)
+    budgets = tuple(
+        budgets_table(_title(cases[0]), found)
+        for cases in groups.values()
+        if (found := sweeps(cases))
+    )
     fidelities = dict.fromkeys(case.fidelity for case in run.cases)
     sha = (run.tool.git_sha or "no git")[:8] + ("-dirty" if run.tool.git_dirty else "")
     return Page(
@@ -139,9 +147,11 @@ def build_page(run: Run) -> Page:
             + ("" if run.complete else ", INCOMPLETE"),
             *_machine(run),
             *(line for line in LEGEND if _is_told(line, run.cases)),
+            *(BUDGETS_LEGEND if budgets else ()),
         ),
         blocks=tuple(_block(cases) for cases in groups.values()),
         footer=(_summary(run.cases),),
+        budgets=budgets,
     )
 
 
