@@ -167,7 +167,9 @@ def tune(context: click.Context, /, **_: object) -> int:
 
     settings = context.find_object(_Settings)
     argv = ["epbench", *(settings.argv if settings else [])]
-    return run_tune(context, argv, lambda page, path: _print_page(page, written=[path]))
+    return run_tune(
+        context, argv, lambda page, path: _print_page(page, written=[path] if path else [])
+    )
 
 
 @cli.command(params=[_TRACEBACK])

@@ -66,13 +66,13 @@ OPTIONS = (
 )
 
 
-def tune(context: click.Context, argv: list[str], show: Callable[[Page, Path], None]) -> int:
+def tune(context: click.Context, argv: list[str], show: Callable[[Page, Path | None], None]) -> int:
     """Tune what the flags ask for; return 0.
 
     Args:
         context: the parsed command.
         argv: the command line, for the file.
-        show: prints a page, and where the file is.
+        show: prints a page, and where the file is, if there is one.
 
     Raises:
         EpbenchError: it did not end well.
@@ -114,7 +114,7 @@ def tune(context: click.Context, argv: list[str], show: Callable[[Page, Path], N
         if tuned.entries:
             show(tuned_page(tuned), path)
         raise
-    show(tuned_page(tuned), path)
+    show(tuned_page(tuned), path if tuned.entries else None)
     if not tuned.entries:
         raise NothingRan(f"nothing was tuned: {tuned.skipped[0].reason}")
     return 0

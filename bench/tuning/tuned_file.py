@@ -6,6 +6,7 @@ a reader ignores keys that it does not know.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -143,18 +144,33 @@ class _Header(msgspec.Struct):
     schema_version: str
 
 
+def probe(path: Path) -> None:
+    """Make the folder of a file where it is missing, and find out whether it can be written there.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    tried = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tried.touch()
+        tried.unlink()
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise UsageError(f"cannot write {path}: {why}; choose another --out") from error
+
+
 def write_tuned(path: Path, tuned: Tuned) -> None:
-    """Write a file of tuned knobs in one step, and its folder where that is missing.
+    """Write a file of tuned knobs in one step, see `probe`.
 
     Raises:
         RuntimeFailure: it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, msgspec.json.format(msgspec.json.encode(tuned), indent=1) + b"\n")
     except OSError as error:
         why = (error.strerror or str(error)).lower()
-        raise RuntimeFailure(f"cannot write {path}: {why}; choose another --out") from error
+        raise RuntimeFailure(f"cannot write {path}: {why}; make room and tune again") from error
 
 
 def read_tuned(path: Path) -> Tuned:

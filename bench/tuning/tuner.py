@@ -15,7 +15,15 @@ from bench.running import interruption
 from bench.tuning.apply import point_of
 from bench.tuning.runs import RunAll
 from bench.tuning.search import Search, Setting, Trial
-from bench.tuning.tuned_file import Checked, Dropped, Entry, Skipped, Tuned, write_tuned
+from bench.tuning.tuned_file import (
+    Checked,
+    Dropped,
+    Entry,
+    Skipped,
+    Tuned,
+    probe,
+    write_tuned,
+)
 from comms.errors import EpbenchError, Interrupted, UsageError, error_of
 from kernels.registry import find_protocol
 
@@ -86,41 +94,50 @@ class Tuner:
             Interrupted: the user pressed Ctrl-C; the file has what was found so far.
             EpbenchError: a spec cannot be run; likewise.
         """
-        self._keep()
-        for number, spec in enumerate(specs):
-            label = f"[{number + 1}/{len(specs)}] {spec.label()}"
+        labels = [f"[{i + 1}/{len(specs)}] {spec.label()}" for i, spec in enumerate(specs)]
+        searches = [self._open(spec, label) for spec, label in zip(specs, labels, strict=True)]
+        probe(self._path)
+        for number, (spec, search) in enumerate(zip(specs, searches, strict=True)):
             try:
-                self._tune_one(spec, label)
+                self._tune_one(spec, search, labels[number])
             except KeyboardInterrupt as interrupt:
                 raise Interrupted(
                     f"{interruption(interrupt)} after {number} of {len(specs)} kernels; "
-                    f"found so far: {self._path}"
+                    + self._found_so_far()
                 ) from None
             except EpbenchError as error:
-                raise error_of(error.exit_code, f"{error}; found so far: {self._path}") from error
+                raise error_of(error.exit_code, f"{error}; {self._found_so_far()}") from error
         self.tuned.complete = True
         self._keep()
 
-    def _tune_one(self, spec: CaseSpec, label: str) -> None:
-        knobs = find_protocol(spec.kernel, spec.variant).knobs
-        shape = spec.shape()
-        default = {knob.name: knob.of(shape) for knob in knobs}
+    def _open(self, spec: CaseSpec, label: str) -> Search:
+        """Return the search of a spec.
+
+        Raises:
+            UsageError: all combinations were asked for, and they are more than the budget.
+        """
+        knobs, shape = find_protocol(spec.kernel, spec.variant).knobs, spec.shape()
         seeds = self._asked.seeds
         search = Search(
             knobs=knobs,
-            default=default,
+            default={knob.name: knob.of(shape) for knob in knobs},
             measure=lambda settings: self._measure(spec, settings, seeds, label),
             refuses=lambda setting: self._refusal(spec, setting),
             num_seeds=len(seeds),
             budget=self._asked.budget,
         )
-        reason = self._refusal(spec, default) or (None if knobs else "has no knobs")
-        if reason is None and self._asked.exhaustive and search.cost() > search.budget:
+        if self._asked.exhaustive and search.cost() > search.budget:
             raise UsageError(
                 f"all combinations of {spec.kernel}/{spec.variant} take {search.cost()} runs, "
                 f"more than the budget of {search.budget}: give --budget {search.cost()}, or leave "
                 "--exhaustive out"
             )
+        return search
+
+    def _tune_one(self, spec: CaseSpec, search: Search, label: str) -> None:
+        reason = self._refusal(spec, search.default)
+        if reason is None and not search.knobs:
+            reason = "has no knobs"
         if reason is None:
             reason = self._search(spec, search, label)
         if reason is not None:
@@ -214,7 +231,13 @@ class Tuner:
         protocol = find_protocol(spec.kernel, spec.variant)
         return refusal_of(_variation(spec, setting, spec.workload.seed), protocol, self._asked.op)
 
+    def _found_so_far(self) -> str:
+        return f"found so far: {self._path}" if self.tuned.entries else "nothing was found so far"
+
     def _keep(self) -> None:
+        """Write what was found; where there is nothing, an older file stays."""
+        if not self.tuned.entries:
+            return
         self.tuned.end_time = datetime.now(UTC).isoformat(timespec="seconds")
         write_tuned(self._path, self.tuned)
 
