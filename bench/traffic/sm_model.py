@@ -16,7 +16,7 @@ from comms.fabric import Fabric
 SM_READ_GBS, SM_WRITE_GBS = 200.0, 50.0
 #: Part of NVLink's data-sheet rate that it counts on, and its margin on SMs.
 NVLINK_SHARE, MARGIN = 0.9, 1.25
-#: Least SMs that it takes; their number is even, since blocks come in clusters of two.
+#: Least SMs that it takes; their number is even.
 LEAST_SMS = 4
 
 
