@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -25,6 +27,7 @@ from comms.fabric import Fabric
 if TYPE_CHECKING:
     from bench.workloads.workload import Workload
     from kernels.from_file import KernelFile
+    from kernels.protocol import Protocol
     from kernels.shape import Shape
 
 
@@ -35,6 +38,7 @@ class CaseSpec:
     Attributes:
         skew_us: how much later than the first rank the last one launches.
         source: the file that the kernel is from, None for a built-in one.
+        knobs: names and values of the kernel's knobs that are not at their default, by name.
     """
 
     kernel: str
@@ -48,11 +52,18 @@ class CaseSpec:
     num_sms: int
     skew_us: float = 0.0
     source: KernelFile | None = None
+    knobs: tuple[tuple[str, int], ...] = ()
 
     @property
     def world_size(self) -> int:
         """Ranks of the world."""
         return self.nodes * self.ranks_per_node
+
+    def protocol(self) -> Protocol:
+        """Return the kernel."""
+        from kernels.registry import find_protocol
+
+        return find_protocol(self.kernel, self.variant, self.source)
 
     def shape(self) -> Shape:
         """Return the sizes that the kernel may know.
@@ -74,10 +85,14 @@ class CaseSpec:
             dispatch_dtype=work.dispatch_dtype,
             combine_dtype=work.combine_dtype,
             prefix=work.prefix,
+            knobs=self.knobs,
         )
 
     def axes(self) -> dict[str, AxisValue]:
-        """Return every axis by the name of its field in the record."""
+        """Return every axis by the name of its field in the record.
+
+        A knob is an axis where it was turned, `knob_` before its name.
+        """
         work = self.workload
         return {
             "kernel": self.kernel,
@@ -102,6 +117,7 @@ class CaseSpec:
             "num_sms": self.num_sms,
             "skew_us": self.skew_us,
             "prefix": work.prefix,
+            **{f"knob_{name}": value for name, value in self.knobs},
         }
 
     def case_id(self, op: Op) -> str:
@@ -117,9 +133,10 @@ class CaseSpec:
     def label(self) -> str:
         """Return a short name for progress lines."""
         where = self.fabric.name if self.device == "sim" else self.device
+        turned = "".join(f", {name}={value}" for name, value in self.knobs)
         return (
             f"{self.kernel}/{self.variant} {self.form} {self.num_sms} SMs, {where} "
-            f"EP{self.world_size}, {self.workload.num_tokens} tokens"
+            f"EP{self.world_size}, {self.workload.num_tokens} tokens{turned}"
         )
 
 
@@ -131,6 +148,7 @@ def blank_case(
     reason: str,
     impl: Impl,
     granularity: Granularity,
+    knobs: Mapping[str, int] = MappingProxyType({}),
 ) -> Case:
     """Return the row of a case that was not timed; a timed one replaces what it knows.
 
@@ -141,6 +159,7 @@ def blank_case(
         reason: one sentence.
         impl: what the kernel is made of.
         granularity: whether it works per (token, rank) or per (token, selected expert).
+        knobs: values of all knobs of the kernel.
     """
     caps = Caps(None, None)
     if spec.fabric.capped:
@@ -157,6 +176,8 @@ def blank_case(
         "reason": reason,
         "check": Check(num_wrong=0, num_checked=0),
         "source": spec.source and Source(spec.source.path, spec.source.name, spec.source.sha256),
+        "knobs": dict(knobs),
+        "turned": [name for name, _ in spec.knobs],
         **spec.axes(),
     }
     return msgspec.convert(fields, Case)

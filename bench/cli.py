@@ -1,4 +1,4 @@
-"""The command line: `epbench run`, `epbench show`, `epbench list` and `epbench doctor`.
+"""The command line: `epbench run`, `tune`, `show`, `list` and `doctor`.
 
 Every ending is one sentence on stderr and a documented exit code. What takes long to import is
 imported by the command that needs it.
@@ -21,6 +21,7 @@ from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS
 from bench.resolve import resolve, timing_of
 from bench.run_request import RunRequest
 from bench.running import interruption, raise_for_status, run_specs, say, terminable
+from bench.tuning.command import OPTIONS as TUNE_OPTIONS
 from comms.errors import (
     EpbenchError,
     Interrupted,
@@ -29,7 +30,7 @@ from comms.errors import (
 )
 
 if TYPE_CHECKING:
-    from bench.records.record import Run
+    from bench.pages.tables import Page
     from bench.records.store import RunStore
 
 
@@ -87,7 +88,15 @@ def run(context: click.Context, /, **_: object) -> int:
 
     flags, started = context.params, launched()
     grids = resolve(context, started.size if started else None)
-    specs = expand(grids)
+    specs, tuned = expand(grids), None
+    if flags["tuned"]:
+        from bench.tuning.apply import with_tuned
+        from bench.tuning.tuned_file import read_tuned
+
+        if flags["knob"]:
+            raise UsageError("--tuned and --knob cannot be given together; give one")
+        tuned = read_tuned(flags["tuned"])
+        specs = with_tuned(specs, tuned, str(flags["tuned"]))
     timing = timing_of(context)
     on_ranks = any(spec.device != "sim" for spec in specs)
     if started is not None and started.size > 1 and not on_ranks:
@@ -114,7 +123,11 @@ def run(context: click.Context, /, **_: object) -> int:
     from bench.ranks.request import Request
 
     store = request.open_store()
-    runner = Dispatcher(specs, lambda *parent: Request(grids, timing, *parent), store.set_ranks)
+    runner = Dispatcher(
+        specs,
+        lambda parent, start: Request(grids, timing, parent, start, tuned=tuned),
+        store.set_ranks,
+    )
     early = True
     try:
         with open_progress(len(specs)) as progress:
@@ -131,9 +144,32 @@ def finish_run(request: RunRequest, store: RunStore) -> int:
     Raises:
         EpbenchError: a case did not end well.
     """
-    _print_page(store.run, written=[path for path in (store.path, request.json) if path])
+    from bench.pages.table import build_page
+
+    _print_page(
+        build_page(store.run), written=[path for path in (store.path, request.json) if path]
+    )
     raise_for_status(store.run.cases)
     return 0
+
+
+@cli.command(params=[*TUNE_OPTIONS, _TRACEBACK])
+@click.pass_context
+def tune(context: click.Context, /, **_: object) -> int:
+    """Search the knobs of kernels, and measure what was found on other seeds.
+
+    Every kernel, world, number of tokens and of SMs that the flags name is tuned by itself: from
+    its default, the choices of one knob after another are tried until none is faster. Settings
+    whose results are wrong are dropped. The file is for `epbench run --tuned`; Ctrl-C keeps what
+    was found so far.
+    """
+    from bench.tuning.command import tune as run_tune
+
+    settings = context.find_object(_Settings)
+    argv = ["epbench", *(settings.argv if settings else [])]
+    return run_tune(
+        context, argv, lambda page, path: _print_page(page, written=[path] if path else [])
+    )
 
 
 @cli.command(params=[_TRACEBACK])
@@ -150,7 +186,7 @@ def show(file: Path, markdown: bool) -> None:
         with _stdout():
             sys.stdout.write(render.markdown(build_page(stored)))
     else:
-        _print_page(stored, written=[])
+        _print_page(build_page(stored), written=[])
 
 
 @cli.command("list", params=[_TRACEBACK])
@@ -236,12 +272,10 @@ def _refuse(sentence: str, exit_code: int) -> int:
     return exit_code
 
 
-def _print_page(shown: Run, *, written: Sequence[Path]) -> None:
+def _print_page(page: Page, *, written: Sequence[Path]) -> None:
     from bench.pages import render
-    from bench.pages.table import build_page
     from comms.mpi.launched import launched
 
-    page = build_page(shown)
     with _stdout():
         # A launcher gives its ranks a terminal whose lines go anywhere.
         is_terminal = sys.stdout.isatty() and launched() is None

@@ -45,7 +45,7 @@ def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) ->
     protocol = find_protocol(spec.kernel, spec.variant, spec.source)
     cases: dict[Op, Case] = {}
     for op in _OPS:
-        reason = _refusal(spec, protocol, op)
+        reason = refusal_of(spec, protocol, op)
         if reason is not None:
             cases[op] = _blank(spec, protocol, op, "skipped", reason)
     accepted = [op for op in _OPS if op not in cases]
@@ -67,7 +67,8 @@ def skipped_cases(spec: CaseSpec, reason: str) -> list[Case]:
     return [_blank(spec, protocol, op, "skipped", reason) for op in _OPS]
 
 
-def _refusal(spec: CaseSpec, protocol: Protocol, op: Op) -> str | None:
+def refusal_of(spec: CaseSpec, protocol: Protocol, op: Op) -> str | None:
+    """Return why a protocol does not run an operation of a spec, or None."""
     if spec.device not in protocol.devices:
         return f"runs on device {' or '.join(protocol.devices)} only"
     return protocol.refuses(spec.shape(), op, cross_rail=spec.fabric.cross_rail)
@@ -85,8 +86,15 @@ def _open(spec: CaseSpec, protocol: Protocol, team: Team | None) -> Runner:
 
 
 def _blank(spec: CaseSpec, protocol: Protocol, op: Op, status: Status, reason: str) -> Case:
+    shape = spec.shape()
     return blank_case(
-        spec, op, status, reason=reason, impl=protocol.impl, granularity=protocol.granularity
+        spec,
+        op,
+        status,
+        reason=reason,
+        impl=protocol.impl,
+        granularity=protocol.granularity,
+        knobs={knob.name: knob.of(shape) for knob in protocol.knobs},
     )
 
 

@@ -59,8 +59,16 @@ class _Prefix(click.ParamType[int | None]):
         return number
 
 
+def _flattened(
+    context: click.Context, option: click.Parameter, lists: tuple[tuple[str, ...], ...]
+) -> tuple[str, ...]:
+    """Return the items of an option that was given several times."""
+    return tuple(item for items in lists for item in items)
+
+
 _COUNTS = _Listed(click.IntRange(min=1))
 _NAMES = _Listed(_Word())
+SEEDS = _Listed(click.IntRange(min=0))
 _DEFAULT = Grid()
 
 
@@ -199,6 +207,14 @@ GRID_OPTIONS = (
         metavar="N|full",
         text="Elements of each row that really move; costs are always those of the full row.",
     ),
+    click.Option(
+        ["--knob"],
+        type=_NAMES,
+        multiple=True,
+        callback=_flattened,
+        metavar="NAME=VALUE,...",
+        help="Knobs of kernels, see `epbench list`; each kernel takes those that it has.",
+    ),
 )
 
 TIMING_OPTIONS = (
@@ -244,6 +260,13 @@ TIMING_OPTIONS = (
 OUTPUT_OPTIONS = (
     click.Option(["--suite"], metavar="NAME", help="Named suite, see `epbench list`."),
     click.Option(
+        ["--tuned"],
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Turn knobs as `epbench tune` has found them for the same kernel, world, tokens and "
+        "SMs; what is not in the file runs with its defaults.",
+    ),
+    click.Option(
         ["--json"], type=click.Path(path_type=Path), metavar="FILE", help="Write the run here too."
     ),
     click.Option(
@@ -276,9 +299,26 @@ def catalogue() -> str:
         "--preset": presets,
         "--routing": ROUTINGS,
         "--suite": {name: suite.about for name, suite in SUITES.items()},
+        "--knob": _knobs(),
     }
     lines = []
     for flag, names in sections.items():
         width = max(map(len, names), default=0)
         lines += [f"{flag}:", *(f"  {name:{width}}  {about}" for name, about in names.items()), ""]
     return "\n".join(lines[:-1]) + "\n"
+
+
+def _knobs() -> dict[str, str]:
+    """Return what each knob of each variant is, by `kernel/variant name`."""
+    from kernels.registry import find_protocol, kernel_names, variants
+
+    found = {}
+    for kernel in kernel_names():
+        for variant in variants(kernel):
+            for knob in find_protocol(kernel, variant).knobs:
+                default = "by shape" if callable(knob.default) else knob.default
+                choices = ", ".join(map(str, knob.choices))
+                found[f"{kernel}/{variant} {knob.name}"] = (
+                    f"{knob.about}. Default: {default}; tuning tries {choices}."
+                )
+    return found

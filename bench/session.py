@@ -67,9 +67,9 @@ class Session:
             open_device: makes the device.
         """
         work, shape = spec.workload, spec.shape()
-        # Routing, rows and bytes do not depend on the SM budget: specs that differ in it
-        # share them.
-        shared = replace(shape, num_sms=1)
+        # Routing, rows and bytes do not depend on the SM budget and on knobs: specs that differ in
+        # them share them.
+        shared = replace(shape, num_sms=1, knobs=())
         routing = _routing(work, shape.world_size, shape.ranks_per_node)
         self.plan = _plan(work, shared)
         self.shape = shape

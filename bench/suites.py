@@ -35,6 +35,7 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             project; all kernels where empty.
         cross_rail: replaces the profile's own where given.
         hidden: replaces the preset's where given, `num_experts` and `num_topk` likewise.
+        knob: `NAME=VALUE` for knobs of kernels, which those that have them take.
         prefix: elements of each row that really move, None for all; the default is that of
             `kernels.rows`, which is not imported here because it loads NumPy.
     """
@@ -59,6 +60,7 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     num_sms: tuple[int, ...] = (8,)
     skew_us: float = 0.0
     prefix: int | None = 192
+    knob: tuple[str, ...] = ()
 
     @property
     def world_size(self) -> int:
@@ -190,9 +192,14 @@ def expand(grids: Iterable[Grid]) -> list[CaseSpec]:
     Raises:
         UsageError: an unknown name, an impossible shape or more SMs than the GPU has.
     """
+    from bench.knobs import knob_values, turn
+
+    expanded = [(grid.knob, _expand_one(grid)) for grid in grids]
+    everything = [spec for _, found in expanded for spec in found]
     specs: dict[str, CaseSpec] = {}
-    for grid in grids:
-        for spec in _expand_one(grid):
+    for given, found in expanded:
+        turned = turn(found, knob_values(given, everything)) if given else found
+        for spec in turned:
             specs.setdefault(spec.case_id("pair"), spec)
     return list(specs.values())
 

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from kernels.shape import Shape
 
+#: Warps of the largest block that a GPU launches: 1024 threads (CUDA programming guide, compute
+#: capabilities).
+MAX_BLOCK_WARPS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Knob:
@@ -30,3 +34,15 @@ class Knob:
         if given is not None:
             return given
         return self.default if isinstance(self.default, int) else self.default(shape)
+
+
+def too_many_warps(what: str, num_warps: int) -> str | None:
+    """Return why a block cannot have so many warps, or None.
+
+    Args:
+        what: the knobs that make up the number, for example `push_warps + reduce_warps`.
+        num_warps: warps of the block.
+    """
+    if num_warps <= MAX_BLOCK_WARPS:
+        return None
+    return f"{what} must be at most {MAX_BLOCK_WARPS}, the warps of a block, got {num_warps}"

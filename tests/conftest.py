@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import msgspec
 import pytest
@@ -21,7 +21,9 @@ from bench.records.record import (
     Sim,
     Tool,
 )
+from kernels.knobs import Knob
 
+WARPS = Knob("warps", "warps of a block", (4, 8), 8)
 OPS: tuple[Op, ...] = ("dispatch", "combine", "pair")
 VARIANTS = {
     "direct": ["pull", "push"],
@@ -74,6 +76,9 @@ def install_fakes(run_spec: RunSpec) -> None:
         kernel_names=lambda: list(VARIANTS),
         variants=lambda kernel: VARIANTS[kernel],
         describe=lambda kernel: f"About {kernel}.",
+        find_protocol=lambda kernel, variant, source=None: SimpleNamespace(
+            kernel=kernel, variant=variant, knobs=(WARPS,) if kernel == "direct" else ()
+        ),
     )
     sys.modules["bench.harness"] = harness
     sys.modules["kernels.registry"] = registry

@@ -39,7 +39,7 @@ class KernelCase:
     """One point of the axes, whatever the kernel.
 
     Attributes:
-        grid: the axes, with one value each.
+        grid: the axes, with one value each; a kernel takes the knobs that it has.
         forms: fresh, cached or both.
         write_routing: writes a routing file into a folder and returns its spec string.
         num_rows: rows that dispatch delivers in the world by rank granularity, where a test counts
@@ -65,7 +65,13 @@ class KernelCase:
 
     def spec(self, kernel: str, variant: str, form: Form, folder: Path) -> CaseSpec:
         """Return the spec of a kernel at this point; routing files go to `folder`."""
-        grid = msgspec.structs.replace(self.grid, kernel=(f"{kernel}/{variant}",), form=(form,))
+        names = {knob.name for knob in find_protocol(kernel, variant).knobs}
+        grid = msgspec.structs.replace(
+            self.grid,
+            kernel=(f"{kernel}/{variant}",),
+            form=(form,),
+            knob=tuple(item for item in self.grid.knob if item.partition("=")[0] in names),
+        )
         if self.write_routing:
             grid = msgspec.structs.replace(grid, routing=(self.write_routing(folder),))
         (spec,) = expand([grid])
@@ -113,6 +119,21 @@ def write_few_tokens(folder: Path) -> str:
 def _small(**axes: object) -> Grid:
     """Return a grid of few tokens; `axes` replace what it says."""
     return msgspec.structs.replace(Grid(tokens=(16,), num_sms=(2,)), **axes)
+
+
+#: One warp and one row of everything, and as many as a block and every kernel's rings take.
+_LEAST = tuple(
+    f"{name}=1"
+    for name in (
+        *("dispatch_warps", "pull_warps", "push_warps", "reduce_warps", "channel_warps"),
+        *("forward_warps", "chunk_rows", "ring_rows", "combine_chunk_rows", "combine_ring_rows"),
+    )
+)
+_MOST = (
+    *("dispatch_warps=32", "pull_warps=32", "push_warps=8", "reduce_warps=24", "channel_warps=4"),
+    *("forward_warps=24", "chunk_rows=8", "ring_rows=64", "combine_chunk_rows=4"),
+    "combine_ring_rows=16",
+)
 
 
 #: Sizes are spread over the cases pairwise, not multiplied.
@@ -172,6 +193,8 @@ CASES = {
         write_routing=write_matrix,
         num_rows=38,
     ),
+    "knobs turned down": KernelCase(_small(tokens=(20,), nodes=(2,), knob=_LEAST)),
+    "knobs turned up": KernelCase(_small(tokens=(20,), num_sms=(3,), knob=_MOST)),
     "a800": KernelCase(_small(fabric=("a800",)), forms=("fresh",)),
     "b200": KernelCase(_small(fabric=("b200",), nodes=(2,), ranks_per_node=(2,)), forms=("fresh",)),
     "uncapped": KernelCase(_small(fabric=("uncapped",), nodes=(2,), ranks_per_node=(2,))),

@@ -473,9 +473,17 @@ def test_help_documents_every_flag() -> None:
     flags = (
         "device fabric nodes ranks-per-node preset tokens num-tokens hidden num-experts num-topk "
         "kernel num-sms form dispatch-dtype routing masked-ratio seed cross-rail sm-copy skew-us "
-        "prefix suite json results traceback"
+        "prefix knob suite tuned json results traceback"
     )
     assert [flag for flag in flags.split() if f"--{flag} " not in out.replace(",", " ")] == []
+
+
+def test_help_of_tune_documents_its_flags() -> None:
+    out = CliRunner().invoke(cli, ["tune", "--help"]).stdout.replace(",", " ")
+    flags = "kernel num-sms suite op seeds check-seeds budget exhaustive out iters"
+    assert [flag for flag in flags.split() if f"--{flag} " not in out] == []
+    for flag in ("--seed ", "--knob ", "--tuned ", "--json "):
+        assert flag not in out
 
 
 def test_help_imports_nothing_slow() -> None:

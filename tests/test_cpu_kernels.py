@@ -21,6 +21,7 @@ from bench.ranks.request import Request
 from bench.records.record import Case, Form
 from bench.suites import Grid, expand
 from bench.timing import Timing
+from bench.tuning.runs import grid_of
 
 WORLD_SIZES = (2, 3, 4)
 #: Of a row, as much as the simulator's tests move.
@@ -82,7 +83,7 @@ class _Results:
         grids, self._order = [], []
         for key in points:
             spec = _spec(key, folder)
-            grids.append(_grid_of(spec))
+            grids.append(grid_of(spec))
             self._order.append((key, spec))
         expected = [spec.case_id("pair") for _, spec in self._order]
         specs = expand(grids)
@@ -104,30 +105,6 @@ class _Results:
     def close(self) -> None:
         """End the ranks."""
         self._runner.close(early=len(self._found) < len(self._specs))
-
-
-def _grid_of(spec: CaseSpec) -> Grid:
-    work = spec.workload
-    return Grid(
-        kernel=(f"{spec.kernel}/{spec.variant}",),
-        form=(spec.form,),
-        device=spec.device,
-        fabric=(spec.fabric.name,),
-        cross_rail=spec.fabric.cross_rail,
-        nodes=(spec.nodes,),
-        ranks_per_node=(spec.ranks_per_node,),
-        preset=(work.preset,),
-        tokens=(work.num_tokens,),
-        hidden=work.hidden,
-        num_experts=work.num_experts,
-        num_topk=work.num_topk,
-        dispatch_dtype=(work.dispatch_dtype,),
-        routing=(work.routing,),
-        masked_ratio=work.masked_ratio,
-        seed=work.seed,
-        num_sms=(spec.num_sms,),
-        prefix=work.prefix,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,8 @@ def test_case_id_tells_every_axis_apart(specs: list[CaseSpec], in_tmp: Path) -> 
         dataclasses.replace(spec, fabric=load_fabric("h100")),
         dataclasses.replace(spec, fabric=load_fabric("h800", cross_rail="forbidden")),
         dataclasses.replace(spec, fabric=spec.fabric.at("low")),
+        dataclasses.replace(spec, knobs=(("warps", 4),)),
+        dataclasses.replace(spec, knobs=(("warps", 2),)),
         dataclasses.replace(spec, workload=dataclasses.replace(work, num_tokens=7)),
         dataclasses.replace(spec, workload=dataclasses.replace(work, routing="file:a/b.npy")),
         dataclasses.replace(spec, workload=dataclasses.replace(work, routing="file:a_b.npy")),

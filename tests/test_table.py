@@ -234,7 +234,7 @@ def test_markdown_is_a_table_per_block(run: Run) -> None:
     assert lines[0].startswith("**PREDICTED")
     tables = [line for line in lines if line.startswith("| ")]
     assert len(tables) == 2 * 3 + 8 + 6 + 8
-    assert {line.count("|") for line in tables} == {len(COLUMNS) - 1}
+    assert {line.count("|") for line in tables} == {len(COLUMNS) - 2}
     assert "- skipped: direct/push (fresh 8, fresh 16 SMs): no push here" in lines
 
 

@@ -170,11 +170,10 @@ def _default_need() -> tuple[float, int, int]:
     from bench.suites import DEFAULTS, expand
     from comms.memory import Layout
     from kernels.devices.base import World, user_regions
-    from kernels.registry import find_protocol
 
     most, specs = 0, expand([DEFAULTS["cpu"]])
     for spec in specs:
-        protocol, shape = find_protocol(spec.kernel, spec.variant), spec.shape()
+        protocol, shape = spec.protocol(), spec.shape()
         # About what uniform routing sends to a rank.
         copies = shape.num_topk if protocol.granularity == "selection" else shape.world_size
         unused = np.zeros(shape.world_size, np.int64)

@@ -41,14 +41,14 @@ def run_dispatch(
         fabric: rates and costs.
         topk_idx: int32 `(num_tokens, num_topk)` by rank, as for the engine.
     """
-    return _run(World(shape, fabric, DISPATCH_WARPS), _dispatch, topk_idx)
+    return _run(World(shape, fabric, DISPATCH_WARPS.of(shape)), _dispatch, topk_idx)
 
 
 def run_combine(
     shape: Shape, fabric: Fabric, topk_idx: Sequence[npt.NDArray[np.int32]]
 ) -> SimpyTimes:
     """Simulate a combine by pull on one node; arguments as for `run_dispatch`."""
-    return _run(World(shape, fabric, PULL_WARPS), _combine, topk_idx)
+    return _run(World(shape, fabric, PULL_WARPS.of(shape)), _combine, topk_idx)
 
 
 Kernel = Callable[[World, Warp, int, list[list[int]]], Steps]

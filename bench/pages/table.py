@@ -8,6 +8,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.budgets import sweeps
+from bench.pages.budgets import LEGEND as BUDGETS_LEGEND
+from bench.pages.budgets import budgets_table
+from bench.pages.tables import Table
 from bench.records.record import Case, Form, Run
 from comms.fabric import load_fabric
 
@@ -15,6 +19,7 @@ COLUMNS = (
     "kernel/variant",
     "form",
     "sms",
+    "knobs",
     "time",
     "range",
     "bound_own",
@@ -29,7 +34,7 @@ COLUMNS = (
 )
 
 #: Columns that only some devices and runs have.
-_WHERE_KNOWN = ("range", "bound_own", "bound_best", "efficiency", "of memcpy")
+_WHERE_KNOWN = ("knobs", "range", "bound_own", "bound_best", "efficiency", "of memcpy")
 _OF_LINKS = ("nvlink", "rdma")
 
 #: The library baseline of each device; rows are compared with the fastest `dedup` and `selection`
@@ -47,6 +52,7 @@ FIDELITY = {
 
 LEGEND = (
     "time: median over iterations of the slowest rank. GB/s is 1e9 bytes per second.",
+    "knobs: knobs of the kernel that are not at their default.",
     "range: time over the published range of an SM's copy rate, where those cases were run.",
     "bound_own: least time for the bytes that this kernel moves; bound_best: likewise for one "
     "copy per node over the rail.",
@@ -91,14 +97,35 @@ class Block:
             and (name not in _OF_LINKS or self.has_links)
         )
 
+    def table(self) -> Table:
+        """Return the columns that are shown."""
+        shown = self.columns
+        return Table(
+            title=self.title,
+            names=tuple(COLUMNS[i] for i in shown),
+            units=tuple(self.units[i] for i in shown),
+            rows=tuple(tuple(row[i] for i in shown) for row in self.rows),
+            notes=self.notes,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What is printed of a run: `heading` and `footer` are lines."""
+    """What is printed of a run: `heading` and `footer` are lines.
+
+    Attributes:
+        budgets: how many SMs are enough, where enough budgets were run to tell.
+    """
 
     heading: tuple[str, ...]
     blocks: tuple[Block, ...]
     footer: tuple[str, ...]
+    budgets: tuple[Table, ...] = ()
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All tables, in order."""
+        return (*(block.table() for block in self.blocks), *self.budgets)
 
 
 def build_page(run: Run) -> Page:
@@ -106,6 +133,11 @@ def build_page(run: Run) -> Page:
     groups: dict[tuple[object, ...], list[Case]] = {}
     for case in run.cases:
         groups.setdefault(_block_key(case), []).append(case)
+    budgets = tuple(
+        budgets_table(_title(cases[0]), found)
+        for cases in groups.values()
+        if (found := sweeps(cases))
+    )
     fidelities = dict.fromkeys(case.fidelity for case in run.cases)
     sha = (run.tool.git_sha or "no git")[:8] + ("-dirty" if run.tool.git_dirty else "")
     return Page(
@@ -115,9 +147,11 @@ def build_page(run: Run) -> Page:
             + ("" if run.complete else ", INCOMPLETE"),
             *_machine(run),
             *(line for line in LEGEND if _is_told(line, run.cases)),
+            *(BUDGETS_LEGEND if budgets else ()),
         ),
         blocks=tuple(_block(cases) for cases in groups.values()),
         footer=(*_sources(run.cases), _summary(run.cases)),
+        budgets=budgets,
     )
 
 
@@ -153,6 +187,8 @@ def _machine(run: Run) -> tuple[str, ...]:
 
 def _is_told(line: str, cases: Sequence[Case]) -> bool:
     """Return whether a line of the legend is about something that these cases have."""
+    if line.startswith("knobs"):
+        return any(case.turned for case in cases)
     if line.startswith("of memcpy"):
         return any(case.memcpy_samples_us for case in cases)
     if line.startswith("nvlink"):
@@ -185,12 +221,20 @@ def _block_key(case: Case) -> tuple[object, ...]:
     )
 
 
-def _row_key(case: Case) -> tuple[str, str, int]:
-    return (_label(case), case.form, case.num_sms)
+_RowKey = tuple[str, str, int, str]
+
+
+def _row_key(case: Case) -> _RowKey:
+    return (_label(case), case.form, case.num_sms, turned_of(case))
+
+
+def turned_of(case: Case) -> str:
+    """Return the knobs that were turned, as a user gives them."""
+    return ",".join(f"{name}={case.knobs[name]}" for name in case.turned)
 
 
 def _block(cases: Sequence[Case]) -> Block:
-    rows: dict[tuple[str, str, int], list[Case]] = {}
+    rows: dict[_RowKey, list[Case]] = {}
     for case in sorted(cases, key=lambda case: case.num_sms):
         rows.setdefault(_row_key(case), []).append(case)
     shown = {key: _headline(same) for key, same in rows.items()}
@@ -280,6 +324,7 @@ def _cells(
         _label(case),
         case.form,
         str(case.num_sms),
+        turned_of(case) or "-",
         _us(case.time_us),
         _range(same),
         _us(case.bound_own_us),
@@ -355,7 +400,9 @@ def _notes(cases: Sequence[Case]) -> tuple[str, ...]:
     for case in cases:
         if case.status != "passed":
             key = (case.status, _label(case), case.reason or "")
-            merged.setdefault(key, []).append(f"{case.form} {case.num_sms}")
+            turned = turned_of(case)
+            point = f"{case.form} {case.num_sms}"
+            merged.setdefault(key, []).append(f"{turned} {point}" if turned else point)
     return tuple(
         f"{status}: {kernel} ({', '.join(dict.fromkeys(points))} SMs): {reason}"
         for (status, kernel, reason), points in merged.items()

@@ -11,7 +11,6 @@ from bench.cases import CaseSpec
 from bench.ranks.rank import run_rank
 from bench.ranks.request import NEWS, News, read_request, supervisor_of
 from bench.records.record import Case, Rank
-from bench.suites import expand
 from comms.errors import RuntimeFailure
 
 
@@ -52,7 +51,7 @@ def main(folder: Path) -> int:
     def work() -> int:
         # A launcher may start ranks elsewhere.
         os.chdir(request.folder)
-        specs = [spec for spec in expand(request.grids) if spec.device != "sim"]
+        specs = request.specs()
         with (folder / NEWS).open("ab") as file:
             sink = _NewsSink(file)
 

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import msgspec
 
+from bench.cases import CaseSpec
 from bench.ranks.supervisor import Supervisor
 from bench.records.record import Case, Rank
 from bench.records.store import write_atomic
-from bench.suites import Grid
+from bench.suites import Grid, expand
 from bench.timing import Timing
+from bench.tuning.apply import with_tuned
+from bench.tuning.tuned_file import Tuned
 from comms.mpi.control import start_time
 
 REQUEST, NEWS, FAILURE = "request.json", "news.jsonl", "failure.json"
@@ -24,6 +27,7 @@ class Request(msgspec.Struct, frozen=True):
         parent: process that wants the results.
         parent_start: when it started, which tells it from a later process of the same number.
         folder: where paths of the grids begin that are relative.
+        tuned: knobs that the specs take, if any.
     """
 
     grids: list[Grid]
@@ -31,6 +35,14 @@ class Request(msgspec.Struct, frozen=True):
     parent: int
     parent_start: int
     folder: str = msgspec.field(default_factory=os.getcwd)
+    tuned: Tuned | None = None
+
+    def specs(self) -> list[CaseSpec]:
+        """Return the specs that ranks run, in order."""
+        specs = expand(self.grids)
+        if self.tuned is not None:
+            specs = with_tuned(specs, self.tuned, "--tuned")
+        return [spec for spec in specs if spec.device != "sim"]
 
 
 class News(msgspec.Struct, frozen=True, omit_defaults=True):

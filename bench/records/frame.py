@@ -27,10 +27,11 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     """Return one row per case of the runs.
 
     The columns are the fields of `bench.records.record.Case`; nested ones are flattened
-    (`bytes_nvlink`, `gbs_rdma`, `check_num_wrong`, `caps_nvlink_gbs`, `source_path`), `samples_us`
-    becomes `num_samples` and `phases_us` is left to `phases_frame`. The run's `run_id`,
-    `machine_id`, `start_time` and `complete` come first. Absent values are NA. Columns are there
-    with their types even where no run has a case.
+    (`bytes_nvlink`, `gbs_rdma`, `check_num_wrong`, `caps_nvlink_gbs`, `source_path`), `knobs` and
+    `turned` become text (`chunk_rows=1 push_warps=8`), `samples_us` becomes `num_samples` and
+    `phases_us` is left to `phases_frame`. The run's `run_id`, `machine_id`, `start_time` and
+    `complete` come first. Absent values are NA. Columns are there with their types even where no
+    run has a case.
     """
     records = [
         {**{name: getattr(run, name) for name in _RUN_COLUMNS}, **_flat(case)}
@@ -59,6 +60,10 @@ def _flat(case: Case) -> dict[str, object]:
         value = getattr(case, field.name)
         if field.name in _NESTED:
             row |= {f"{field.name}_{key}": item for key, item in _items(value)}
+        elif field.name == "knobs":
+            row["knobs"] = " ".join(f"{name}={number}" for name, number in case.knobs.items())
+        elif field.name == "turned":
+            row["turned"] = " ".join(f"{name}={case.knobs[name]}" for name in case.turned)
         elif field.name not in _LISTS:
             row[field.name] = value
     return row
@@ -85,6 +90,8 @@ def _column_types() -> dict[str, str]:
             }
         elif field.name == "samples_us":
             types["num_samples"] = "Int64"
+        elif field.name in ("knobs", "turned"):
+            types[field.name] = "string"
         elif field.name not in _LISTS:
             types[field.name] = _dtype(field.type)
     return types

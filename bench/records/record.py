@@ -111,6 +111,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         sm_copy: which end of the range of the SM's copy rate was used.
         prefix: elements of each row that really moved, null for all.
         source: the file that the kernel is from, null for a built-in one.
+        knobs: values of all knobs of the kernel, defaults included.
+        turned: names of those that were not at their default.
     """
 
     case_id: str
@@ -161,6 +163,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     gbs: Gbs | None = None
     sim: Sim | None = None
     source: Source | None = None
+    knobs: dict[str, int] = {}
+    turned: list[str] = []
 
     def __post_init__(self) -> None:
         if self.status == "passed":

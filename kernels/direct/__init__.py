@@ -6,17 +6,26 @@ The SM budget is fixed for a state: flags count blocks, and every block has an e
 from kernels.direct.combine_pull import PullParams, combine_pull
 from kernels.direct.combine_push import PushParams, combine_push
 from kernels.direct.dispatch import DispatchParams, dispatch
+from kernels.knobs import Knob, too_many_warps
 from kernels.protocol import Form, KernelLaunch, Op, Protocol
 from kernels.shape import Shape
 
-#: Warps of a block: enough bytes in flight to fill an SM's copy rate, within 64 warps and their
-#: registers.
-DISPATCH_WARPS, PULL_WARPS, PUSH_WARPS, REDUCE_WARPS = 16, 24, 8, 8
-#: Rows that a pusher sends to one source before it releases them: a release waits for an
-#: acknowledgement.
-CHUNK_ROWS = 1
-#: Likewise where some go by the network, whose puts and signals cost messages.
-NIC_CHUNK_ROWS = 2
+# Enough warps to have the bytes in flight that fill an SM's copy rate.
+DISPATCH_WARPS = Knob(
+    "dispatch_warps", "warps of a block of dispatch, all send", (4, 8, 12, 16, 24, 32), 16
+)
+PULL_WARPS = Knob(
+    "pull_warps", "warps of a block of combine, all read and sum", (8, 12, 16, 24, 32), 24
+)
+PUSH_WARPS = Knob("push_warps", "warps of a block that push", (2, 4, 8, 12, 16, 24), 8)
+REDUCE_WARPS = Knob("reduce_warps", "warps of a block that sum pushed rows", (2, 4, 8, 16, 24), 8)
+# A release waits for an acknowledgement; by the network, puts and signals cost messages.
+CHUNK_ROWS = Knob(
+    "chunk_rows",
+    "rows that a pusher sends to one source before it releases them",
+    (1, 2, 4, 8),
+    lambda shape: 1 if shape.num_nodes == 1 else 2,
+)
 _NO_PATH = (
     "needs a NIC path from every GPU to every other node's, which cross_rail = forbidden rules out"
 )
@@ -26,7 +35,10 @@ def regions(shape: Shape) -> dict[str, int]:
     """Return the flags and buffers of `direct`, name to bytes."""
     world, tokens, copies = shape.world_size, shape.num_tokens, num_copies(shape)
     row = counts_row_bytes(shape)
-    workers = shape.num_sms * max(DISPATCH_WARPS, PULL_WARPS, PUSH_WARPS + REDUCE_WARPS)
+    pushers = shape.num_sms * PUSH_WARPS.of(shape)
+    workers = shape.num_sms * max(
+        DISPATCH_WARPS.of(shape), PULL_WARPS.of(shape), _push_block_warps(shape)
+    )
     return {
         "dispatch_epoch": 8 * shape.num_sms,
         "combine_epoch": 8 * shape.num_sms,
@@ -36,7 +48,7 @@ def regions(shape: Shape) -> dict[str, int]:
         "ready": 8 * world,
         "read": 8,
         "taken": 16,
-        "progress": 8 * world * shape.num_sms * PUSH_WARPS,
+        "progress": 8 * world * pushers,
         "counts": world * row,
         "own_counts": row,
         "worker_counts": workers * row,
@@ -64,42 +76,56 @@ def counts_row_bytes(shape: Shape) -> int:
     return -(-(8 * shape.world_size + 4) // 16) * 16
 
 
+def _push_block_warps(shape: Shape) -> int:
+    return PUSH_WARPS.of(shape) + REDUCE_WARPS.of(shape)
+
+
 def settings(shape: Shape) -> dict[str, int]:
     """Return the parameters of the kernels of `direct`."""
     return {
         "num_copies": num_copies(shape),
         "counts_row_bytes": counts_row_bytes(shape),
-        "num_push_warps": PUSH_WARPS,
-        "chunk_rows": CHUNK_ROWS if shape.num_nodes == 1 else NIC_CHUNK_ROWS,
-        "num_channels": shape.num_sms * PUSH_WARPS,
+        "num_channels": shape.num_sms * PUSH_WARPS.of(shape),
     }
 
 
-def _refuses(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
+def _no_path(shape: Shape, cross_rail: str) -> str | None:
     return _NO_PATH if shape.num_nodes > 1 and cross_rail == "forbidden" else None
 
 
 def _refuses_pull(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
     if op != "dispatch" and shape.num_nodes > 1:
         return "pulls by remote loads, which reach one node only"
-    return _refuses(shape, op, cross_rail=cross_rail)
+    return (
+        _no_path(shape, cross_rail)
+        or too_many_warps(DISPATCH_WARPS.name, DISPATCH_WARPS.of(shape))
+        or too_many_warps(PULL_WARPS.name, PULL_WARPS.of(shape))
+    )
 
 
-_DISPATCH = KernelLaunch("dispatch", dispatch, DispatchParams, DISPATCH_WARPS)
+def _refuses_push(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
+    return (
+        _no_path(shape, cross_rail)
+        or too_many_warps(DISPATCH_WARPS.name, DISPATCH_WARPS.of(shape))
+        or too_many_warps(f"{PUSH_WARPS.name} + {REDUCE_WARPS.name}", _push_block_warps(shape))
+    )
+
+
+_DISPATCH = KernelLaunch("dispatch", dispatch, DispatchParams, DISPATCH_WARPS.of)
 
 
 def _pull_launches(op: Op, form: Form) -> tuple[KernelLaunch, ...]:
     return (
         _DISPATCH
         if op == "dispatch"
-        else KernelLaunch("combine", combine_pull, PullParams, PULL_WARPS),
+        else KernelLaunch("combine", combine_pull, PullParams, PULL_WARPS.of),
     )
 
 
 def _push_launches(op: Op, form: Form) -> tuple[KernelLaunch, ...]:
     if op == "dispatch":
         return (_DISPATCH,)
-    return (KernelLaunch("combine", combine_push, PushParams, PUSH_WARPS + REDUCE_WARPS),)
+    return (KernelLaunch("combine", combine_push, PushParams, _push_block_warps),)
 
 
 PULL = Protocol(
@@ -110,6 +136,7 @@ PULL = Protocol(
     launches=_pull_launches,
     refuses=_refuses_pull,
     settings=settings,
+    knobs=(DISPATCH_WARPS, PULL_WARPS),
     pulls=True,
 )
 PUSH = Protocol(
@@ -118,7 +145,8 @@ PUSH = Protocol(
     summary="one hop into final places; combine sends rows back and reduces as they arrive",
     regions=regions,
     launches=_push_launches,
-    refuses=_refuses,
+    refuses=_refuses_push,
     settings=settings,
+    knobs=(DISPATCH_WARPS, PUSH_WARPS, REDUCE_WARPS, CHUNK_ROWS),
 )
 PROTOCOLS = (PULL, PUSH)

@@ -1,10 +1,10 @@
 """`direct` combine by push: each rank sends rows back to their sources, which add them.
 
-Grid: `num_sms` blocks; in each the first `num_push_warps` warps push and the others reduce. The
-rows that this rank holds of a source s are cut into chunks of `chunk_rows`, and pusher m = sm *
-num_push_warps + warp takes chunks m, m + M, ... (M pushers), so that rows arrive everywhere in
-about the order of the source's tokens; reducers take tokens in the same way. Rows land in `stage`
-of s, ordered by (rank that held them, source token), so a token's rows have fixed slots there.
+Grid: `num_sms` blocks; in each the first `push_warps` warps push and the others reduce. The rows
+that this rank holds of a source s are cut into chunks of `chunk_rows`, and pusher m = sm *
+push_warps + warp takes chunks m, m + M, ... (M pushers), so that rows arrive everywhere in about
+the order of the source's tokens; reducers take tokens in the same way. Rows land in `stage` of s,
+ordered by (rank that held them, source token), so a token's rows have fixed slots there.
 
 Block 0 adds 1 to `ready[rank]` of every rank (release): the `stage` of this rank is free. Pushers
 acquire `ready[s]` before they first write to s. After every chunk a pusher adds 1 to
@@ -37,7 +37,7 @@ class PushParams(NamedTuple):
     ranks_per_node: int
     num_sms: int
     num_warps: int
-    num_push_warps: int
+    push_warps: int
     chunk_rows: int
     num_tokens: int
     num_copies: int
@@ -66,15 +66,13 @@ def combine_push(p: PushParams) -> None:
         isa.fence_release()
         for peer in range(warp, p.world_size, p.num_warps):
             signal(p.rank, peer, p.ranks_per_node, p.ready + 8 * p.rank, 1, 0)
-    if warp < p.num_push_warps:
+    if warp < p.push_warps:
         isa.mark(PUSHING)
-        push_rows(p, sm * p.num_push_warps + warp, epoch)
+        push_rows(p, sm * p.push_warps + warp, epoch)
     else:
         isa.mark(REDUCING)
-        num_reducers = p.num_warps - p.num_push_warps
-        reduce_tokens(
-            p, sm * num_reducers + warp - p.num_push_warps, p.num_sms * num_reducers, epoch
-        )
+        num_reducers = p.num_warps - p.push_warps
+        reduce_tokens(p, sm * num_reducers + warp - p.push_warps, p.num_sms * num_reducers, epoch)
 
     isa.mark(ENDING)
     isa.block_sync()
@@ -93,7 +91,7 @@ def combine_push(p: PushParams) -> None:
 
 def push_rows(p: PushParams, pusher: int, epoch: int) -> None:
     """Send this pusher's chunks of each source's rows, one chunk to each source in turn."""
-    num_pushers = p.num_sms * p.num_push_warps
+    num_pushers = p.num_sms * p.push_warps
     num_left = p.world_size
     step = 0
     while num_left > 0:
@@ -145,7 +143,7 @@ def send_chunk(p: PushParams, source: int, span: RowSpan, channel: int) -> None:
 
 def reduce_tokens(p: PushParams, reducer: int, num_reducers: int, epoch: int) -> None:
     """Sum the rows of every `num_reducers`-th token as they arrive."""
-    num_pushers = p.num_sms * p.num_push_warps
+    num_pushers = p.num_sms * p.push_warps
     slots = p.slots_addr + 4 * p.num_copies * reducer
     own_counts = p.counts_addr + p.rank * p.counts_row_bytes
     for token in range(reducer, p.num_tokens, num_reducers):

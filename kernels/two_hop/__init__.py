@@ -3,7 +3,7 @@
 The SM budget is fixed for a state: flags count blocks, and every block has an epoch of its own.
 """
 
-from kernels.knobs import Knob
+from kernels.knobs import Knob, too_many_warps
 from kernels.protocol import Form, KernelLaunch, Op, Protocol
 from kernels.shape import Shape
 from kernels.two_hop.combine import combine
@@ -139,7 +139,10 @@ def _refuses(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
                 f"{ring.name} must be a multiple of {chunk.name}, "
                 f"got {ring.of(shape)} and {chunk.of(shape)}"
             )
-    return None
+    channels, forward, reduce = CHANNEL_WARPS.name, FORWARD_WARPS.name, REDUCE_WARPS.name
+    return too_many_warps(f"2 x {channels} + {forward}", _dispatch_warps(shape)) or too_many_warps(
+        f"{channels} + {reduce}", _combine_warps(shape)
+    )
 
 
 def _launches(op: Op, form: Form) -> tuple[KernelLaunch, ...]:
