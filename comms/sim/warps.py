@@ -9,6 +9,7 @@ from comms.fiber import switch
 from comms.raw import word_at
 from comms.sim.deliver import bucket_at, covered_at
 from comms.sim.events import item, push, push_launch_end, wake
+from comms.sim.record import record_mark, record_wait, suspend_recorded
 from comms.sim.state import (
     BAD_GROUP,
     BLOCK_SYNC,
@@ -31,7 +32,10 @@ from comms.sim.state import (
 @inner
 def suspend(e: int, warp: int) -> None:
     """Give the processor back to the event loop until the warp is woken."""
-    switch(warp_at(e, warp).context, header(e).main_context)
+    if header(e).records != 0:
+        suspend_recorded(e, warp)
+    else:
+        switch(warp_at(e, warp).context, header(e).main_context)
 
 
 @inner
@@ -221,7 +225,10 @@ def fence(e: int, warp: int) -> None:
     earliest = header(e).now + header(e).fence
     covered = covered_at(e, warp)
     if covered >= 0:
-        sleep_until(e, warp, max(earliest, covered))
+        until = max(earliest, covered)
+        if header(e).records != 0:
+            record_wait(e, warp, FENCE, header(e).now, until)
+        sleep_until(e, warp, until)
         return
     w.state = FENCE
     w.wait_value = earliest
@@ -232,10 +239,20 @@ def fence(e: int, warp: int) -> None:
 
 
 @inner
+def mark(e: int, warp: int, stage: int) -> None:
+    """Name the stage that the warp is in."""
+    warp_at(e, warp).stage = stage
+    if header(e).records != 0:
+        record_mark(e, warp, stage)
+
+
+@inner
 def finish(e: int, warp: int) -> None:
     """End the warp; its rank's launch ends with the last warp and the last acknowledged write."""
     w = warp_at(e, warp)
     pay(e, warp, 0)
+    if header(e).records != 0:
+        record_mark(e, warp, -1)
     w.state = DONE
     b = block_at(e, w.block)
     b.live_warps -= 1
