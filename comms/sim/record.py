@@ -1,21 +1,17 @@
 """The recorder: what warps and ports do in virtual time, written to an array of fixed length.
 
 It is off while the header's `records` is 0, which each hook asks once. Hooks only write records, so
-that a run takes the same virtual time with and without it. A record is of one of four kinds; what
-its fields mean:
+that a run takes the same virtual time with and without it. A record is of one of four kinds, which
+share their fields; `rank`, `launch`, `sm` and `warp` are of the warp that issued it:
 
-| | WAIT | MARK | PASS | HOP |
-|---|---|---|---|---|
-| who | the warp | the warp | the warp | the warp that issued the transfer |
-| begin, end | of the wait, -1 while it lasts | of the stage, end unused | the warp's time in the SM | left the port, arrived |
-| code | state of the warp | stage, -1 at the warp's end | pipe of the SM | kind of the transfer |
-| line | source line | | source line | |
-| offset | of the flag | | | at the destination |
-| value | wanted, or how many words | | busy time of the pipe | busy time of the port |
-| seen | at the flag | | end of the pipe's busy time | busy time of the port it enters |
-| num_bytes | | | bytes charged | bytes charged |
-| issued | | | | when its instruction began |
-| port, source, peer | | | | port it left, rank of that port, destination |
+    WAIT: a warp waits from `begin` to `end` (-1 while it does) at `line`; `code` is its state, and
+        of a flag `offset`, the value `seen` and the `value` wanted, or the number of words.
+    MARK: a warp enters stage `code` at `begin`, or ends (-1).
+    PASS: bytes pass pipe `code` of an SM from `begin` to `end`, as their warp is concerned; they
+        occupy it for `value` until `seen`.
+    HOP: a transfer of kind `code`, whose instruction began at `issued`, leaves `port` of rank
+        `source` at `begin` for rank `peer`, where it arrives at `end`; it occupies the port for
+        `value`, and the one that it enters for `seen` until `end`.
 """
 
 from typing import NamedTuple
