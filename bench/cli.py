@@ -1,4 +1,4 @@
-"""The command line: `epbench run`, `epbench show`, `epbench list` and `epbench doctor`.
+"""The command line: `epbench run`, `trace`, `show`, `list` and `doctor`.
 
 Every ending is one sentence on stderr and a documented exit code. What takes long to import is
 imported by the command that needs it.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS
+from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS, TRACE_OPTIONS
 from bench.resolve import resolve, timing_of
 from bench.run_request import RunRequest
 from bench.running import interruption, raise_for_status, run_specs, say, terminable
@@ -134,6 +134,23 @@ def finish_run(request: RunRequest, store: RunStore) -> int:
     _print_page(store.run, written=[path for path in (store.path, request.json) if path])
     raise_for_status(store.run.cases)
     return 0
+
+
+@cli.command(params=[*GRID_OPTIONS, *TRACE_OPTIONS, _TRACEBACK])
+@click.pass_context
+def trace(context: click.Context, /, **_: object) -> None:
+    """Record one case on the simulator: a timeline, and what bounded it.
+
+    Flags take one value each. The operation runs as in `epbench run`, checked, and the file opens
+    in ui.perfetto.dev: a process for each rank and SM, a thread for each warp.
+    """
+    from bench.timeline.command import trace_command
+
+    def say(text: str) -> None:
+        with _stdout():
+            sys.stdout.write(text)
+
+    trace_command(context, say)
 
 
 @cli.command(params=[_TRACEBACK])
