@@ -43,7 +43,7 @@ def _outcome(traced: Traced) -> str:
     if traced.seen is None:
         return f"did not end: {traced.error}".splitlines()[0]
     check = traced.seen.check
-    told = f"{check.num_wrong} of {check.num_checked} values wrong" if check.num_wrong else "right"
+    told = f"{check.num_wrong} of {check.num_checked} rows wrong" if check.num_wrong else "right"
     return f"{traced.seen.samples_us[0]:.1f} us, outputs {told}"
 
 

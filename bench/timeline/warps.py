@@ -122,9 +122,9 @@ class Warps:
         if not total:
             return []
         doing: dict[str, float] = {}
-        waits["doing"] = "wait for " + waits["what"] + " at " + waits["place"]
-        for name, ps in waits.groupby("doing")["ps"].sum().items():
-            doing[str(name).removesuffix(" at ")] = ps / total
+        for what, place, ps in zip(waits["what"], waits["place"], waits["ps"], strict=True):
+            name = f"wait for {what}{f' at {place}' if place else ''}"
+            doing[name] = doing.get(name, 0.0) + ps / total
         for stage, ps in passes.groupby("stage")["ps"].sum().items():
             doing[f"rows pass the SM in {stage}"] = ps / total
         known = pd.concat([waits, passes]).groupby("stage")["ps"].sum()

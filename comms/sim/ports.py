@@ -17,7 +17,6 @@ from typing import Any
 from comms.compiling import inner
 from comms.raw import move, record_at, word_at
 from comms.sim.events import push, wake
-from comms.sim.record import Hop, record_hop
 from comms.sim.state import (
     EV_ARRIVE,
     EV_EGRESS,
@@ -209,27 +208,23 @@ def leave(e: int, port: int, transfer: int) -> None:
     if t.kind == READ_DATA and port % NUM_PORTS != HBM:
         move(t.slot, t.source, t.num_bytes)
     if port % NUM_PORTS == HBM:
-        arrival = h.now + duration + p.latency
-        incoming = 0
-        arrive_at(e, port - HBM + HBM_DONE, transfer, arrival)
+        arrive_at(e, port - HBM + HBM_DONE, transfer, h.now + duration + p.latency)
     else:
         if port % NUM_PORTS == NIC_OUT:
             duration = max(duration, h.nic_message)
         ingress = ingress_of(port, t.dst_rank)
         into = port_at(e, ingress)
         into.queued += t.bytes
-        incoming = cost(t.bytes, into.mbps)
-        last = max(h.now + p.latency, into.free_at) + incoming
+        last = max(h.now + p.latency, into.free_at) + cost(t.bytes, into.mbps)
         arrival = max(last, h.now + duration + p.latency)
         into.free_at = arrival
         arrive_at(e, ingress, transfer, arrival)
+    t.left = h.now
     p.busy = 1
     p.service_bytes = t.room
     p.total_bytes += t.bytes
     meter(e, port, h.now + duration, cost(t.bytes, p.mbps))
     push(e, h.now + duration, EV_EGRESS, port)
-    if h.records != 0:
-        record_hop(e, port, transfer, Hop(duration, incoming, arrival))
 
 
 @inner

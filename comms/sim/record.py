@@ -23,12 +23,18 @@ from comms.fiber import switch
 from comms.raw import record_at, word_at
 from comms.sim.state import (
     DONE,
+    HBM,
+    HBM_DONE,
+    L2,
+    NIC_OUT,
     NUM_PORTS,
     READY,
     WAIT_ANY,
     WAIT_GE,
     block_at,
+    cost,
     header,
+    port_at,
     rank_at,
     transfer_at,
     warp_at,
@@ -73,22 +79,30 @@ def is_recorded(e: int, warp: int) -> bool:
 
 
 @inner
-def suspend_recorded(e: int, warp: int) -> None:
-    """Suspend a warp and record what it waits for, unless it only passes time."""
+def run_recorded(e: int, warp: int) -> None:
+    """Let a warp run until it suspends; record the wait that ends and the one that begins."""
     h, w = header(e), warp_at(e, warp)
-    at = 0
-    if w.state not in (READY, DONE) and is_recorded(e, warp):
-        at = new_record(e, WAIT, warp, h.now)
-    if at != 0:
-        record = record_at(at, RECORD)
-        record.code, record.end = w.state, -1
-        if w.state == WAIT_GE or w.state == WAIT_ANY:
-            record.offset = w.wait_offset
-            record.value = w.wait_value if w.state == WAIT_GE else w.wait_count
-            record.seen = word_at(rank_at(e, w.rank).base + w.wait_offset)[0]
-    switch(w.context, h.main_context)
-    if at != 0:
-        record_at(at, RECORD).end = h.now
+    if w.record != 0:
+        record_at(w.record, RECORD).end = h.now
+        w.record = 0
+    switch(h.main_context, w.context)
+    if w.state == READY:
+        return
+    if w.state == DONE:
+        record_mark(e, warp, -1)
+        return
+    if rank_at(e, w.rank).recorded == 0:
+        return
+    at = new_record(e, WAIT, warp, h.now)
+    if at == 0:
+        return
+    w.record = at
+    record = record_at(at, RECORD)
+    record.code, record.end = w.state, -1
+    if w.state == WAIT_GE or w.state == WAIT_ANY:
+        record.offset = w.wait_offset
+        record.value = w.wait_value if w.state == WAIT_GE else w.wait_count
+        record.seen = word_at(rank_at(e, w.rank).base + w.wait_offset)[0]
 
 
 @inner
@@ -139,31 +153,25 @@ def record_pass(e: int, warp: int, pipe: int, passage: Passage) -> None:
             record.value, record.seen = passage.busy_ps, passage.busy_end
 
 
-class Hop(NamedTuple):
-    """The way of a transfer that leaves a port now.
-
-    Attributes:
-        busy_ps: how long it occupies the port that it leaves.
-        incoming_ps: how long it occupies the port that it enters, until it arrives.
-        arrival: when it arrives.
-    """
-
-    busy_ps: int
-    incoming_ps: int
-    arrival: int
-
-
 @inner
-def record_hop(e: int, port: int, transfer: int, hop: Hop) -> None:
-    """Record a transfer that leaves `port` now."""
+def record_hop(e: int, port: int, transfer: int) -> None:
+    """Record a transfer that arrives at `port` now, by a link or in memory."""
     t = transfer_at(e, transfer)
-    source = port // NUM_PORTS
-    if rank_at(e, source).recorded == 0 and rank_at(e, t.dst_rank).recorded == 0:
+    kind = port % NUM_PORTS
+    if kind == L2 or (
+        rank_at(e, t.src_rank).recorded == 0 and rank_at(e, t.dst_rank).recorded == 0
+    ):
         return
-    at = new_record(e, HOP, t.warp, header(e).now)
-    if at != 0:
-        record = record_at(at, RECORD)
-        record.code, record.end = t.kind, hop.arrival
-        record.num_bytes, record.issued, record.offset = t.bytes, t.issued, t.offset
-        record.value, record.seen = hop.busy_ps, hop.incoming_ps
-        record.port, record.source, record.peer = port % NUM_PORTS, source, t.dst_rank
+    left_by = HBM if kind == HBM_DONE else kind - 1
+    at = new_record(e, HOP, t.warp, t.left)
+    if at == 0:
+        return
+    record = record_at(at, RECORD)
+    record.code, record.end = t.kind, header(e).now
+    record.num_bytes, record.issued, record.offset = t.bytes, t.issued, t.offset
+    record.value = cost(t.bytes, port_at(e, t.src_rank * NUM_PORTS + left_by).mbps)
+    if left_by == NIC_OUT:
+        record.value = max(record.value, header(e).nic_message)
+    if kind != HBM_DONE:
+        record.seen = cost(t.bytes, port_at(e, port).mbps)
+    record.port, record.source, record.peer = left_by, t.src_rank, t.dst_rank

@@ -82,7 +82,7 @@ WARP = _record(
     *("rank", "block", "index", "state", "wait_offset", "wait_value", "wait_count", "wait_stride"),
     "wait_values",
     *("poll_base", "line", "next", "outstanding", "last_ack", "pending_reads", "reply", "debt"),
-    *("unreleased", "stage", "context", "group"),
+    *("unreleased", "stage", "context", "group", "record"),
 )
 BLOCK = _record(
     *(
@@ -109,7 +109,7 @@ PORT = _record(
 TRANSFER = _record(
     *("kind", "next", "src_rank", "dst_rank", "offset", "offset2", "bytes", "num_bytes", "slot"),
     *("source", "warp", "generation", "value", "key", "time", "port", "room", "after"),
-    *("group_generation", "issued"),
+    *("group_generation", "issued", "left"),
 )
 RANK = _record(
     *("launch", "live_warps", "outstanding", "last_ack", "start", "end", "late", "any_head"),

@@ -37,7 +37,7 @@ class Timeline:
         waits: in order of their begin; those that never ended have the run's end.
         stages: likewise, with `end`; `code` is `UNMARKED` before a warp's first mark.
         passes: bytes in a pipe of an SM, in order of their begin.
-        hops: transfers in the order in which they left their ports.
+        hops: transfers in the order in which they arrived.
         num_dropped: records that found no room.
     """
 
@@ -83,9 +83,8 @@ class Timeline:
         hops = self.hops
         if port in (state.NVL_IN, state.NIC_IN):
             hops = hops[(hops["peer"] == rank) & (hops["port"] == port - 1)]
-            # A queue in the order of departure.
             return hops["end"] - hops["seen"], hops["end"], hops["num_bytes"]
-        hops = hops[(hops["source"] == rank) & (hops["port"] == port)]
+        hops = _in_time(hops[(hops["source"] == rank) & (hops["port"] == port)])
         return hops["begin"], hops["begin"] + hops["value"], hops["num_bytes"]
 
     def pipe_use(self, rank: int, sm: int, pipe: int) -> tuple[Records, Records, Records]:
@@ -136,7 +135,7 @@ class Recorder:
             start_ps=start,
             end_ps=end,
             is_ended=not h["live_ranks"],
-            waits=_join(warps[warps["what"] == WAIT]),
+            waits=_in_time(warps[warps["what"] == WAIT]),
             stages=_stages(warps[warps["what"] == MARK], start, now),
             passes=records[records["what"] == PASS],
             hops=records[records["what"] == HOP],
@@ -184,17 +183,6 @@ def _by_warp(records: Records) -> tuple[Records, npt.NDArray[np.bool_]]:
     return ordered, same
 
 
-def _join(waits: Records) -> Records:
-    """Join the parts of waits for one of several flags that woke up in vain."""
-    ordered, same = _by_warp(waits)
-    goes_on = same & (ordered["code"] == state.WAIT_ANY)
-    for field, other in (("line", "line"), ("offset", "offset"), ("end", "begin")):
-        goes_on[:-1] &= ordered[field][:-1] == ordered[other][1:]
-    joined = ordered[~np.roll(goes_on, 1)]
-    joined["end"] = ordered["end"][~goes_on]
-    return joined[np.argsort(joined["begin"], kind="stable")]
-
-
 def _stages(marks: Records, start_ps: npt.NDArray[np.int64], now: int) -> Records:
     """Return the stages that marks begin, each ended by the next mark of its warp."""
     ordered, same = _by_warp(marks)
@@ -205,5 +193,9 @@ def _stages(marks: Records, start_ps: npt.NDArray[np.int64], now: int) -> Record
     before["begin"] = start_ps[before["launch"], before["rank"]]
     before["code"] = UNMARKED
     stages = np.concatenate([before, ordered[ordered["code"] >= 0]])
-    stages = stages[stages["end"] > stages["begin"]]
-    return stages[np.argsort(stages["begin"], kind="stable")]
+    return _in_time(stages[stages["end"] > stages["begin"]])
+
+
+def _in_time(records: Records) -> Records:
+    ordered: Records = records[np.argsort(records["begin"], kind="stable")]
+    return ordered

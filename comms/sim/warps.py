@@ -9,7 +9,7 @@ from comms.fiber import switch
 from comms.raw import word_at
 from comms.sim.deliver import bucket_at, covered_at
 from comms.sim.events import item, push, push_launch_end, wake
-from comms.sim.record import record_mark, record_wait, suspend_recorded
+from comms.sim.record import record_mark, record_wait
 from comms.sim.state import (
     BAD_GROUP,
     BLOCK_SYNC,
@@ -32,10 +32,7 @@ from comms.sim.state import (
 @inner
 def suspend(e: int, warp: int) -> None:
     """Give the processor back to the event loop until the warp is woken."""
-    if header(e).records != 0:
-        suspend_recorded(e, warp)
-    else:
-        switch(warp_at(e, warp).context, header(e).main_context)
+    switch(warp_at(e, warp).context, header(e).main_context)
 
 
 @inner
@@ -251,8 +248,6 @@ def finish(e: int, warp: int) -> None:
     """End the warp; its rank's launch ends with the last warp and the last acknowledged write."""
     w = warp_at(e, warp)
     pay(e, warp, 0)
-    if header(e).records != 0:
-        record_mark(e, warp, -1)
     w.state = DONE
     b = block_at(e, w.block)
     b.live_warps -= 1
