@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -97,12 +98,14 @@ def test_the_busiest_port_idles_after_its_row() -> None:
     left, wire = through_sm(FULL), cost(FULL, LINK_MBPS)
     assert one.idle is not None
     assert (one.idle.port, one.idle.rank) == ("NVLink out", 1)
-    longest, before, *_ = one.idle.gaps
-    assert before.begin_us == 0
+    longest = one.idle.gaps[0]
+    (before,) = (gap for gap in one.idle.gaps if gap.begin_us == 0)
     assert before.length_us == left / 1e6
     assert before.meanwhile == [("rows pass the SM in stage 4", 1.0)]
     assert longest.length_us > 89
-    assert longest.meanwhile[0] == ("else in stage 6", pytest.approx(1.0, abs=0.01))
+    doing, part = longest.meanwhile[0]
+    assert doing == "else in stage 6"
+    assert part == pytest.approx(1.0, abs=0.01)
     (out, into, copies) = one.uses
     assert [use.name for use in one.uses] == ["NVLink out", "NVLink in", "SM copy pipes"]
     # Two words follow the row.
@@ -128,7 +131,7 @@ def test_a_full_link_bounds() -> None:
     box = Sandbox()
     programs = {(0, sm, warp): [box.copy(0, 1)] * 20 for sm in range(8) for warp in range(12)}
     one = only(summarize(box.record(programs)))
-    assert one.verdict.startswith("bound by NVLink out (9")
+    assert one.verdict.startswith("bound by NVLink out (100.0 % of the middle, rank 0)")
     assert "NVLink in" in one.verdict
 
 
@@ -238,8 +241,9 @@ def test_a_kernel_traced_twice_gives_the_same_bytes(
     warp = {one["name"] for one in tracks["rank 1 sm 1", "warp 15"]}
     stages = {"counting", "exchanging", "sending", "waiting", "reducing", "ending"}
     assert {*stages, "rows pass the SM", "wait for its block", "wait for the rows it reads"} <= warp
-    first = {one["name"] for one in tracks["rank 0 sm 0", "warp 0"]}
-    assert {"wait hello[0]", "wait done[0]", "wait read[0]"} <= first
+    ends = {one["name"] for rank in (0, 1) for one in tracks[f"rank {rank} sm 0", "warp 0"]}
+    assert {"wait hello[0]", "wait hello[1]"} & ends
+    assert {"wait done[0]", "wait read[0]"} <= ends
     transfers = {thread for _, thread in tracks if "transfers" in thread}
     assert "warp 0 transfers" in transfers
 
@@ -344,7 +348,7 @@ def test_a_deadlock_is_shown_and_ends_with_its_code(
     assert trace_small(Path("a.json")) == 4
     out, err = capsys.readouterr()
     assert "# did not end: deadlock at" in out
-    assert " read      combine_pull.py:" in out
+    assert re.search(r"^ read +combine_pull\.py:\d+ .* read\[0\]$", out, re.M)
     assert "waits for read[0] >= 4, sees 0" in err
     names = [event["name"] for event in read(Path("a.json"))]
     assert names.count("wait read[0]") == 2

@@ -205,7 +205,8 @@ def _transfers(timeline: Timeline) -> Iterator[Event]:
         lane = next((index for index, free in enumerate(lanes) if free <= begin), len(lanes))
         if lane == len(lanes):
             lanes.append(0)
-            yield from _named(pid, f"{_warp_name(warp[-1])} transfers", tid + 1 + lane)
+            number = f" {lane + 1}" if lane else ""
+            yield from _named(pid, f"{_warp_name(warp[-1])} transfers{number}", tid + 1 + lane)
         lanes[lane] = end
         args: Event = {"link": _LINKS[port], "bytes": num_bytes, "left_us": left / _PS_PER_US}
         if code in _WORDS:

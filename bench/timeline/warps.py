@@ -130,7 +130,8 @@ class Warps:
         known = pd.concat([waits, passes]).groupby("stage")["ps"].sum()
         rest = stages.groupby("stage")["ps"].sum().sub(known, fill_value=0)
         doing |= {f"else in {stage}": ps / total for stage, ps in rest.items()}
-        return sorted(doing.items(), key=lambda part: -part[1])
+        parts = ((name, float(part)) for name, part in doing.items() if part > 0)
+        return sorted(parts, key=lambda part: -part[1])
 
     def _inside(self, frame: pd.DataFrame, rank: int, times: Busy) -> pd.DataFrame:
         own = frame[frame["rank"] == rank]
