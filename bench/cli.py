@@ -1,4 +1,4 @@
-"""The command line: `epbench run`, `tune`, `show`, `list` and `doctor`.
+"""The command line: `epbench run`, `tune`, `trace`, `show`, `list` and `doctor`.
 
 Every ending is one sentence on stderr and a documented exit code. What takes long to import is
 imported by the command that needs it.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS
+from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS, TRACE_OPTIONS
 from bench.resolve import resolve, timing_of
 from bench.run_request import RunRequest
 from bench.running import interruption, raise_for_status, run_specs, say, terminable
@@ -170,6 +170,23 @@ def tune(context: click.Context, /, **_: object) -> int:
     return run_tune(
         context, argv, lambda page, path: _print_page(page, written=[path] if path else [])
     )
+
+
+@cli.command(params=[*GRID_OPTIONS, *TRACE_OPTIONS, _TRACEBACK])
+@click.pass_context
+def trace(context: click.Context, /, **_: object) -> None:
+    """Record one case on the simulator: a timeline, and what bounded it.
+
+    Flags take one value each. The operation runs as in `epbench run`, checked, and the file opens
+    in ui.perfetto.dev: a process for each rank and SM, a thread for each warp.
+    """
+    from bench.timeline.command import trace_command
+
+    def say(text: str) -> None:
+        with _stdout():
+            sys.stdout.write(text)
+
+    trace_command(context, say)
 
 
 @cli.command(params=[_TRACEBACK])

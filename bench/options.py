@@ -8,7 +8,7 @@ from typing import get_args
 
 import click
 
-from bench.records.record import Form
+from bench.records.record import Form, Op
 from bench.suites import DEVICES, SUITES, Grid
 from bench.timing import Timing
 from comms.fabric import CrossRail, End, fabric_names, load_fabric
@@ -217,14 +217,15 @@ GRID_OPTIONS = (
     ),
 )
 
+_RANKS = click.Option(
+    ["--ranks"],
+    type=_COUNTS,
+    metavar="N,...",
+    help="Ranks of the world, instead of --ranks-per-node. Default on cpu: those launched, or 2.",
+)
+
 TIMING_OPTIONS = (
-    click.Option(
-        ["--ranks"],
-        type=_COUNTS,
-        metavar="N,...",
-        help="Ranks of the world, instead of --ranks-per-node. Default on cpu: those launched, or "
-        "2.",
-    ),
+    _RANKS,
     click.Option(
         ["--iters", "--iterations", "-n", "iters"],
         type=click.IntRange(min=0),
@@ -275,6 +276,38 @@ OUTPUT_OPTIONS = (
         default=Path("results"),
         metavar="DIR",
         help="Folder of all results. Default: results.",
+    ),
+)
+
+TRACE_OPTIONS = (
+    _RANKS,
+    click.Option(
+        ["--op"],
+        type=click.Choice(get_args(Op)),
+        default="pair",
+        metavar="|".join(get_args(Op)),
+        help="Operation to record. Default: pair.",
+    ),
+    click.Option(
+        ["--out", "-o", "out"],
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path("trace.json.gz"),
+        metavar="FILE",
+        help="Trace to write, compressed where it ends with .gz. Default: trace.json.gz.",
+    ),
+    click.Option(
+        ["--trace-ranks"],
+        type=_Listed(click.IntRange(min=0)),
+        metavar="N,...",
+        help="Ranks whose warps and ports are recorded. Default: all of up to 8, else the first "
+        "node's.",
+    ),
+    click.Option(
+        ["--max-records"],
+        type=click.IntRange(min=1),
+        default=2**21,
+        metavar="N",
+        help="Room for records of 136 bytes; those that find none are counted. Default: 2097152.",
     ),
 )
 

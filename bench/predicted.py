@@ -12,6 +12,7 @@ from bench.session import Session
 from bench.traffic.account import Account
 from bench.traffic.bounds import HalfOp
 from comms.sim.engine import PS_PER_US
+from comms.sim.timeline import Recorder
 from kernels.devices.base import World
 from kernels.devices.sim import SimDevice
 from kernels.protocol import Protocol
@@ -33,7 +34,12 @@ class Predicted:
         self._session.load(["dispatch"], "fresh")
         self._device.run(["dispatch"], "fresh")
 
-    def observe(self, halves: Sequence[HalfOp], on_progress: Progress) -> Observed:
+    def observe(
+        self,
+        halves: Sequence[HalfOp],
+        on_progress: Progress,
+        recorder: Recorder | None = None,
+    ) -> Observed:
         """Run operations in order with no host between them and check what they leave."""
         bound_us = self.account.own_us(halves)
 
@@ -44,7 +50,7 @@ class Predicted:
 
         begun = time.perf_counter()
         inputs = self._session.load(halves, self._form)
-        phases, outcome = self._device.run(list(halves), self._form, report)
+        phases, outcome = self._device.run(list(halves), self._form, report, recorder)
         check = self._session.check(inputs, outcome.num_late)
         wall_s = time.perf_counter() - begun
         start, end = outcome.start_ps, outcome.end_ps

@@ -30,7 +30,7 @@ def resolve(context: click.Context, launched_ranks: int | None) -> list[Grid]:
         and context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
     }
     grids: tuple[Grid, ...] = (default_grid(flags["device"]),)
-    if flags["suite"]:
+    if flags.get("suite"):
         grids = suite(flags["suite"]).grids
         if "device" in given:
             grids = tuple(grid for grid in grids if grid.device == given["device"])
@@ -40,7 +40,7 @@ def resolve(context: click.Context, launched_ranks: int | None) -> list[Grid]:
         if "ranks_per_node" in given:
             raise UsageError("--ranks and --ranks-per-node cannot be given together; give one")
         given["ranks_per_node"] = _per_node(flags["ranks"], given.get("nodes", (1,)))
-    elif launched_ranks and not flags["suite"] and "ranks_per_node" not in given:
+    elif launched_ranks and not flags.get("suite") and "ranks_per_node" not in given:
         given["ranks_per_node"] = _per_node((launched_ranks,), given.get("nodes", (1,)))
     return [msgspec.structs.replace(grid, **given) for grid in grids]
 

@@ -1,10 +1,33 @@
 """Sentences about kernels that cannot go on: which warps wait, where and for which flag."""
 
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 
 #: Kinds of waits that a report names; the rest are counted.
 MOST_NAMED = 12
+#: A place is a line in its low bits and the tag of its file above them.
+_LINE_BITS = 20
+#: Files by their tags, as kernels are bound.
+_FILES: dict[int, str] = {}
+
+
+def name_file(module: str, path: str) -> int:
+    """Return the tag of a module's file: the same in every process, so that code can be kept."""
+    tag = zlib.crc32(module.encode())
+    _FILES[tag] = path
+    return tag
+
+
+def place_of(tag: int, line: int) -> int:
+    """Return the place that compiled code carries for a line of a file."""
+    return tag << _LINE_BITS | line
+
+
+def describe_place(place: int) -> str:
+    """Return `path:line` of a place."""
+    path = _FILES.get(place >> _LINE_BITS, "")
+    return f"{path}:{place & (1 << _LINE_BITS) - 1}"
 
 
 def describe_waits(cause: str, waits: Sequence[tuple[str, str]]) -> str:

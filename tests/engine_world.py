@@ -15,6 +15,7 @@ from comms.memory import POISON, Layout, Windows
 from comms.sim.build import World, build_arrays
 from comms.sim.engine import Engine, Launch, Options, Outcome
 from comms.sim.loop import compiled_loop
+from comms.sim.timeline import Recorder, Timeline
 from kernels.isa import sim
 from kernels.isa.entry import fiber_entry
 
@@ -146,7 +147,6 @@ class Sandbox:
             num_warps=num_warps,
             params=np.array(params, np.int64),
             row_bytes=self.row_bytes,
-            source=code.__file__,
         )
 
     def options(self, **judged_after: int) -> Options:
@@ -158,9 +158,16 @@ class Sandbox:
             judged_after=judged_after,
         )
 
-    def run(self, programs: Programs) -> Outcome:
+    def run(self, programs: Programs, recorder: Recorder | None = None) -> Outcome:
         """Run one launch of programs."""
-        return self.engine.run([self.launch(programs)], self.options())
+        return self.engine.run([self.launch(programs)], self.options(), recorder=recorder)
+
+    def record(self, programs: Programs) -> Timeline:
+        """Run one launch of programs and return what it recorded."""
+        recorder = Recorder()
+        self.run(programs, recorder)
+        assert recorder.timeline is not None
+        return recorder.timeline
 
     def stepwise(self, programs: Programs, num_events: int = 1) -> Iterator[tuple[int, Any]]:
         """Run programs, giving the time and the ports after every few events."""

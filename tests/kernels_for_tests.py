@@ -5,6 +5,8 @@ Fetching an instruction takes no virtual time, so a test's program costs what it
 
 from typing import NamedTuple
 
+from helpers_for_tests import wait_for
+
 from kernels import isa
 from kernels.isa import RowList
 
@@ -33,7 +35,8 @@ STEP_WORDS = 8
     POKE,
     DIVIDE,
     SPIN_RELAXED,
-) = range(22)
+    MARK,
+) = range(23)
 
 
 class Params(NamedTuple):
@@ -104,6 +107,8 @@ def run_step(at: int) -> None:
     elif what == SPIN_RELAXED:
         while isa.load(a) < b:
             pass
+    elif what == MARK:
+        isa.mark(a)
     elif what == DIVIDE:
         isa.pause(a // b)
 
@@ -117,3 +122,13 @@ def two_waits(p: Params) -> None:
     else:
         isa.wait_ge(second, 1)
         isa.store_release(0, first, 1)
+
+
+FIRST, SECOND = range(2)
+
+
+def in_stages(p: Params) -> None:
+    """Wait for a flag in a helper of another file, between two stages that have names."""
+    isa.mark(FIRST)
+    wait_for(p.programs_addr)
+    isa.mark(SECOND)

@@ -173,7 +173,6 @@ def test_waits_in_swapped_order_are_a_deadlock_by_flag_and_line() -> None:
         num_warps=1,
         params=np.array([[0, first], [1, first]], np.int64),
         row_bytes=(ROW, FULL),
-        source=code.__file__,
     )
     with pytest.raises(TimeoutFailure) as raised:
         box.engine.run([launch], box.options())

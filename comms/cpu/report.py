@@ -9,7 +9,7 @@ import numpy.typing as npt
 from comms.cpu import state
 from comms.cpu.program import Launch
 from comms.memory import AnyWindows
-from comms.waits import describe_flag
+from comms.waits import describe_flag, describe_place
 
 _ERRORS = {
     state.OUT_OF_BOUNDS: "accesses rank {a} at {place}",
@@ -54,7 +54,7 @@ def _where(arrays: Arrays, warp: np.void) -> str:
 
 
 def _what(warp: np.void, launch: Launch, arrays: Arrays, windows: AnyWindows) -> str:
-    line = f"{launch.source}:{warp['line']}"
+    line = describe_place(int(warp["line"]))
     offset = int(warp["wait_offset"])
     if warp["state"] == state.WAIT_GE:
         seen = windows.word(int(arrays["machine"]["rank"][0]), offset)

@@ -6,6 +6,7 @@ from comms.compiling import inner
 from comms.raw import move, record_at, word_at
 from comms.sim.events import push, push_launch_end, wake
 from comms.sim.ports import free_ingress, give_transfer, meter, reply
+from comms.sim.record import record_hop
 from comms.sim.state import (
     BUCKET,
     BUCKET_BYTES,
@@ -288,6 +289,8 @@ def arrive(e: int, port: int) -> None:
         p.tail = -1
     else:
         push(e, transfer_at(e, p.head).time, EV_ARRIVE, port)
+    if header(e).records != 0:
+        record_hop(e, port, transfer)
     kind = port % NUM_PORTS
     num_bytes, is_put, key = t.bytes, t.kind == PUT, t.key
     deliver(e, transfer)

@@ -13,6 +13,7 @@ from comms.memory import Windows
 from comms.sim import report
 from comms.sim.build import World, build_arrays
 from comms.sim.loop import compiled_loop
+from comms.sim.timeline import Recorder
 
 #: Events between two looks at the clock, the progress bar and Ctrl-C: a fraction of a second.
 SLICE_EVENTS = 200_000
@@ -33,7 +34,7 @@ class Launch:
         num_warps: warps of a block.
         params: int64 `(world_size, num_params)`, a row by rank.
         row_bytes: bytes of a row in memory, and the bytes that such a row is charged.
-        source: file of the kernel, for messages.
+        stages: names of the numbers that the kernel marks its stages by.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Launch:
     num_warps: int
     params: npt.NDArray[np.int64]
     row_bytes: tuple[int, int]
-    source: str
+    stages: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class Engine:
         launches: Sequence[Launch],
         options: Options,
         on_progress: Callable[[int, int], None] | None = None,
+        recorder: Recorder | None = None,
     ) -> Outcome:
         """Run launches in order on every rank, with no host between them.
 
@@ -106,6 +108,7 @@ class Engine:
             launches: the kernels.
             options: how they are charged.
             on_progress: called now and then with (events so far, virtual picoseconds).
+            recorder: keeps what happens, also of a run that fails.
 
         Raises:
             TimeoutFailure: the kernels deadlock, or reach the limit of events or of virtual time.
@@ -118,11 +121,15 @@ class Engine:
         arrays = build_arrays(world, launches, options, stacks)
         h = arrays["header"][0]
         address = int(arrays["header"].ctypes.data)
+        if recorder:
+            recorder.attach(arrays)
         while run_slice(address, SLICE_EVENTS, TIME_LIMIT_PS):
             if on_progress:
                 on_progress(int(h["events"]), int(h["now"]))
             if h["events"] > EVENT_LIMIT:
                 break
+        if recorder:
+            recorder.finish(arrays, launches, windows.layout)
         if overflowed := stacks.overflowed():
             self._stacks = None
             raise EpbenchError(

@@ -11,6 +11,7 @@ from comms.raw import record_at, word_at
 from comms.sim.deliver import arrive
 from comms.sim.events import pop, push, push_launch_end, wake
 from comms.sim.ports import finish_service
+from comms.sim.record import run_recorded
 from comms.sim.state import (
     EV_ARRIVE,
     EV_EGRESS,
@@ -55,7 +56,7 @@ def begin_launch(e: int, rank: int) -> None:
             w = warp_at(e, warp)
             w.rank, w.block, w.index = rank, block, index
             w.outstanding, w.last_ack, w.pending_reads, w.debt, w.stage = 0, 0, 0, 0, 0
-            w.line, w.unreleased, w.group = 0, 0, -1
+            w.line, w.unreleased, w.group, w.record = 0, 0, -1, 0
             w.context = h.stacks + (warp + 1) * h.stack_bytes - CONTEXT_BYTES
             prepare(w.context, e, warp, h.start_address, launch.entry, argument)
             wake(e, warp, h.now)
@@ -91,7 +92,10 @@ def run_slice(e: int, max_events: int, time_limit: int) -> bool:
         h.events += 1
         kind, index = code & 7, code >> 3
         if kind == EV_WARP:
-            switch(h.main_context, warp_at(e, index).context)
+            if h.records != 0:
+                run_recorded(e, index)
+            else:
+                switch(h.main_context, warp_at(e, index).context)
         elif kind == EV_EGRESS:
             finish_service(e, index)
         elif kind == EV_ARRIVE:

@@ -219,6 +219,7 @@ def leave(e: int, port: int, transfer: int) -> None:
         arrival = max(last, h.now + duration + p.latency)
         into.free_at = arrival
         arrive_at(e, ingress, transfer, arrival)
+    t.left = h.now
     p.busy = 1
     p.service_bytes = t.room
     p.total_bytes += t.bytes

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from comms.memory import Layout, Windows
 from comms.sim import state
-from comms.waits import describe_flag, describe_waits
+from comms.waits import describe_flag, describe_place, describe_waits
 
 if TYPE_CHECKING:
     from comms.sim.engine import Launch
@@ -62,7 +62,7 @@ def describe_blocked(
         launch = launches[int(arrays["ranks"]["launch"][rank])]
         in_launch[first : first + launch.num_blocks * launch.num_warps] = True
     blocked = np.flatnonzero(in_launch & (arrays["warps"]["state"] != state.DONE))
-    waits = [_describe_warp(arrays, windows, launches, int(index)) for index in blocked]
+    waits = [_describe_warp(arrays, windows, int(index)) for index in blocked]
     cause = (
         "deadlock" if h["heap_size"] == 0 else "no end within the limit of virtual time or events"
     )
@@ -70,14 +70,10 @@ def describe_blocked(
 
 
 def _describe_warp(
-    arrays: Mapping[str, npt.NDArray[Any]],
-    windows: Windows,
-    launches: Sequence["Launch"],
-    index: int,
+    arrays: Mapping[str, npt.NDArray[Any]], windows: Windows, index: int
 ) -> tuple[str, str]:
     warp = arrays["warps"][index]
-    launch = _launch(arrays, warp, launches)
-    line = f"{launch.source}:{warp['line']}"
+    line = describe_place(int(warp["line"]))
     if warp["state"] == state.WAIT_GE:
         offset = int(warp["wait_offset"])
         seen = windows.word(int(warp["rank"]), offset)
@@ -91,6 +87,7 @@ def _describe_warp(
     elif warp["state"] == state.GROUP_SYNC:
         what = f"{line} waits for the other warps of its group"
     else:
-        after = f", after {line}" if warp["line"] else ""
-        what = f"waits for {state.STATE_NAMES[int(warp['state'])]}{after}"
+        what = f"waits for {state.STATE_NAMES[int(warp['state'])]}"
+        if warp["line"]:
+            what = f"{line} {what}"
     return _where(warp, arrays), what

@@ -76,12 +76,13 @@ HEADER = _record(
     *("word_issue", "l2", "poll", "sync", "fence", "launch_gap", "reduce_mbps", "layout"),
     *("request_bytes", "request_span", "word_bytes"),
     *("nvl_latency", "nic_latency", "nic_post", "nic_message"),
+    *("records", "num_records", "max_records", "num_dropped"),
 )
 WARP = _record(
     *("rank", "block", "index", "state", "wait_offset", "wait_value", "wait_count", "wait_stride"),
     "wait_values",
     *("poll_base", "line", "next", "outstanding", "last_ack", "pending_reads", "reply", "debt"),
-    *("unreleased", "stage", "context", "group"),
+    *("unreleased", "stage", "context", "group", "record"),
 )
 BLOCK = _record(
     *(
@@ -108,11 +109,11 @@ PORT = _record(
 TRANSFER = _record(
     *("kind", "next", "src_rank", "dst_rank", "offset", "offset2", "bytes", "num_bytes", "slot"),
     *("source", "warp", "generation", "value", "key", "time", "port", "room", "after"),
-    "group_generation",
+    *("group_generation", "issued", "left"),
 )
 RANK = _record(
     *("launch", "live_warps", "outstanding", "last_ack", "start", "end", "late", "any_head"),
-    *("base", "launch_start", "skew", "row_stride", "row_full"),
+    *("base", "launch_start", "skew", "row_stride", "row_full", "recorded"),
 )
 LAUNCH = _record("entry", "num_blocks", "num_warps", "row_stride", "row_full")
 REGION = _record("offset", "num_bytes", "judged_after")

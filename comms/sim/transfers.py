@@ -11,6 +11,7 @@ from comms.compiling import inner
 from comms.raw import move, record_at, word_at
 from comms.sim.deliver import change_word, channel_at, covered_at
 from comms.sim.ports import arrive_at, give_transfer, post, request, take_slot, take_transfer
+from comms.sim.record import COPY_PIPE, Passage, record_pass, record_wait
 from comms.sim.state import (
     ADMIT,
     BAD_CHANNEL,
@@ -94,6 +95,7 @@ def new_transfer(e: int, warp: int, kind: int, rank: int, offset: int, num_bytes
     w = warp_at(e, warp)
     t.kind, t.src_rank, t.dst_rank, t.offset = kind, w.rank, rank, offset
     t.num_bytes, t.bytes, t.warp, t.value = num_bytes, num_bytes, warp, 0
+    t.issued = header(e).now + w.debt
     return transfer
 
 
@@ -133,9 +135,14 @@ def through_sm(e: int, warp: int, num_bytes: int, bulk: int) -> int:
         flight, mbps, fixed, load = h.bulk_flight, h.bulk_copy_mbps, h.bulk_issue, h.bulk_load
     else:
         flight, mbps, fixed, load = h.ldst_flight, h.ldst_copy_mbps, h.ldst_issue, h.ldst_load
-    b.copy_free = max(b.copy_free, now) + cost(num_bytes, mbps)
+    busy = cost(num_bytes, mbps)
+    b.copy_free = max(b.copy_free, now) + busy
     h.rows += 1
-    return max(b.copy_free, now + fixed + (num_bytes + flight - 1) // flight * load)
+    passed = max(b.copy_free, now + fixed + (num_bytes + flight - 1) // flight * load)
+    if h.records != 0:
+        passage = Passage(now, passed, busy, b.copy_free, num_bytes)
+        record_pass(e, warp, COPY_PIPE, passage)
+    return passed
 
 
 @inner
@@ -222,7 +229,10 @@ def put_wait(e: int, warp: int, channel: int) -> None:
             w.state, w.next, c.waiter = PUTS, c.waiter, warp + 1
             suspend(e, warp)
         told = max(told, c.arrived_at + h.nic_latency)
-    sleep_until(e, warp, max(told, h.now + h.poll))
+    told = max(told, h.now + h.poll)
+    if h.records != 0:
+        record_wait(e, warp, PUTS, h.now, told)
+    sleep_until(e, warp, told)
 
 
 @inner

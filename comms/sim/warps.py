@@ -9,6 +9,7 @@ from comms.fiber import switch
 from comms.raw import word_at
 from comms.sim.deliver import bucket_at, covered_at
 from comms.sim.events import item, push, push_launch_end, wake
+from comms.sim.record import record_mark, record_wait
 from comms.sim.state import (
     BAD_GROUP,
     BLOCK_SYNC,
@@ -221,7 +222,10 @@ def fence(e: int, warp: int) -> None:
     earliest = header(e).now + header(e).fence
     covered = covered_at(e, warp)
     if covered >= 0:
-        sleep_until(e, warp, max(earliest, covered))
+        until = max(earliest, covered)
+        if header(e).records != 0:
+            record_wait(e, warp, FENCE, header(e).now, until)
+        sleep_until(e, warp, until)
         return
     w.state = FENCE
     w.wait_value = earliest
@@ -229,6 +233,14 @@ def fence(e: int, warp: int) -> None:
     b.fence_head = warp
     b.num_fencing += 1
     suspend(e, warp)
+
+
+@inner
+def mark(e: int, warp: int, stage: int) -> None:
+    """Name the stage that the warp is in."""
+    warp_at(e, warp).stage = stage
+    if header(e).records != 0:
+        record_mark(e, warp, stage)
 
 
 @inner

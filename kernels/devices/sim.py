@@ -1,6 +1,5 @@
 """The simulated device: a whole world in this process, its kernels in virtual time."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +8,11 @@ import numpy as np
 from comms.errors import UsageError
 from comms.memory import Layout, Windows
 from comms.sim.engine import Engine, Launch, Options, Outcome
+from comms.sim.timeline import Recorder
 from kernels.devices.base import Device, World, user_regions
 from kernels.isa import sim
 from kernels.isa.entry import fiber_entry
+from kernels.isa.stages import stage_names
 from kernels.protocol import COMBINE_OUTPUTS, DISPATCH_OUTPUTS, Form, KernelLaunch, Op, Protocol
 
 
@@ -36,7 +37,11 @@ class SimDevice(Device):
         self._entries: dict[str, Any] = {}
 
     def run(
-        self, ops: Sequence[Op], form: Form, on_progress: Callable[[int, int], None] | None = None
+        self,
+        ops: Sequence[Op],
+        form: Form,
+        on_progress: Callable[[int, int], None] | None = None,
+        recorder: Recorder | None = None,
     ) -> tuple[list[str], Outcome]:
         """Run operations in order with no host between them.
 
@@ -44,6 +49,7 @@ class SimDevice(Device):
             ops: `dispatch` and `combine`, in order.
             form: whether counts are exchanged or reused.
             on_progress: called with (events, virtual picoseconds).
+            recorder: keeps what happens.
 
         Returns:
             The phase of each launch, and the outcome.
@@ -56,7 +62,8 @@ class SimDevice(Device):
                 launches.append(self._launch(launch, op, form))
             for name in DISPATCH_OUTPUTS if op == "dispatch" else COMBINE_OUTPUTS:
                 judged[name] = len(launches) - 1
-        outcomes = self._engine.run(launches, self._options(ops, judged), on_progress)
+        options = self._options(ops, judged)
+        outcomes = self._engine.run(launches, options, on_progress, recorder)
         return [launch.name for launch in launches], outcomes
 
     def _options(self, ops: Sequence[Op], judged: Mapping[str, int]) -> Options:
@@ -93,5 +100,5 @@ class SimDevice(Device):
             num_warps=num_warps,
             params=np.array(rows, np.int64),
             row_bytes=(row.stride_bytes, row.full_bytes),
-            source=inspect.getsourcefile(launch.kernel) or "",
+            stages=stage_names(launch.kernel),
         )

@@ -1,7 +1,8 @@
 """Binding: a kernel rebuilt so that `isa` is a device's instructions, and its helpers likewise.
 
-The kernel's source is parsed again, with the line number given to every instruction that waits, so
-that a report can name it on any device.
+The kernel's source is parsed again, with its place given to every instruction that waits, so that a
+report can name it on any device. A device with `at_line` is also told before statements that may
+stall a warp.
 """
 
 import ast
@@ -16,24 +17,64 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import kernels.isa as specification
+from comms import waits
 from comms.errors import UsageError
 
 #: Instructions that take the line they stand on.
 _WITH_LINE = ("wait_ge", "wait_any", "block_sync", "group_sync")
+#: How the names of instructions begin that may stall a warp besides: for room in a queue, for rows,
+#: for acknowledgements, for a reply.
+_MAY_STALL = ("add", "copy_", "fence_", "fetch_add", "put_", "reduce_", "store_release", "store")
+#: Memory that only the own warp or block can see: nothing to wait for.
+_NEVER_STALL = ("store_i32", "store_i64")
+
+
+def instruction(node: ast.AST) -> str | None:
+    """Return the instruction that a node of a kernel's source calls, None where it does not."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return None
+    owner = node.func.value
+    return node.func.attr if isinstance(owner, ast.Name) and owner.id == "isa" else None
 
 
 class _AddLines(ast.NodeTransformer):
+    """Adds the place of each instruction that waits, a multiple of a file's tag and a line."""
+
+    def __init__(self, tag: int, *, tells_lines: bool) -> None:
+        self._tag = tag
+        self._tells_lines = tells_lines
+
     def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
-        callee = node.func
-        if (
-            isinstance(callee, ast.Attribute)
-            and isinstance(callee.value, ast.Name)
-            and callee.value.id == "isa"
-            and callee.attr in _WITH_LINE
-        ):
-            node.args.append(ast.copy_location(ast.Constant(node.lineno), node))
+        if instruction(node) in _WITH_LINE:
+            node.args.append(self._place(node))
         return node
+
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        return self._told(node)
+
+    def visit_Expr(self, node: ast.Expr) -> Any:
+        return self._told(node)
+
+    def visit_Return(self, node: ast.Return) -> Any:
+        return self._told(node)
+
+    def _told(self, node: ast.stmt) -> ast.stmt | list[ast.stmt]:
+        self.generic_visit(node)
+        if not self._tells_lines or not any(map(_may_stall, ast.walk(node))):
+            return node
+        at_line = ast.Attribute(ast.Name("isa", ast.Load()), "at_line", ast.Load())
+        call = ast.Expr(ast.Call(at_line, [self._place(node)], []))
+        return [ast.copy_location(call, node), node]
+
+    def _place(self, node: ast.Call | ast.stmt) -> ast.expr:
+        place = ast.Constant(waits.place_of(self._tag, node.lineno))
+        return ast.copy_location(place, node)
+
+
+def _may_stall(node: ast.AST) -> bool:
+    name = instruction(node)
+    return name is not None and name.startswith(_MAY_STALL) and name not in _NEVER_STALL
 
 
 @cache
@@ -56,10 +97,17 @@ def rebuild(
 ) -> FunctionType:
     """Return `function` with its instructions and helpers replaced, not yet compiled."""
     assert isinstance(function, FunctionType), f"{function} is not a plain function"
-    definition, path = _parse(function)
+    definition, path = parse(function)
     _refuse_unknown(definition, path)
+    tag = waits.name_file(function.__module__, path)
+    adds = _AddLines(tag, tells_lines=hasattr(device, "at_line"))
+    definition = adds.visit(definition)
+    definition.decorator_list = []
+    definition.returns = None
+    for argument in definition.args.args:
+        argument.annotation = None
     namespace = dict(function.__globals__)
-    for name in _global_names(function):
+    for name in global_names(function):
         value = namespace.get(name)
         if value is specification:
             namespace[name] = device
@@ -74,7 +122,7 @@ def rebuild(
     return rebuilt
 
 
-def _global_names(function: FunctionType) -> list[str]:
+def global_names(function: FunctionType) -> list[str]:
     """Return the globals that a function reads; attributes of the same name are none."""
     instructions = dis.get_instructions(function)
     return list(dict.fromkeys(str(i.argval) for i in instructions if i.opname == "LOAD_GLOBAL"))
@@ -99,7 +147,12 @@ def _line_of(name: str, definition: ast.FunctionDef) -> int:
     )
 
 
-def _parse(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str]:
+def parse(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str]:
+    """Return a function's definition, its lines counted from the start of its file, and the file.
+
+    Raises:
+        UsageError: the function's source cannot be read.
+    """
     try:
         source = textwrap.dedent(inspect.getsource(function))
         path = inspect.getsourcefile(function) or ""
@@ -110,9 +163,4 @@ def _parse(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str]:
     definition = ast.parse(source).body[0]
     assert isinstance(definition, ast.FunctionDef), f"{function.__name__} is not a plain function"
     ast.increment_lineno(definition, inspect.getsourcelines(function)[1] - 1)
-    definition = _AddLines().visit(definition)
-    definition.decorator_list = []
-    definition.returns = None
-    for argument in definition.args.args:
-        argument.annotation = None
     return definition, path

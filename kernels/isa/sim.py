@@ -8,6 +8,7 @@ from comms.fiber import this_engine, this_warp
 from comms.raw import as_pointer, word_at
 from comms.sim import transfers, warps
 from comms.sim.ports import give_transfer, take_slot
+from comms.sim.record import REDUCE_PIPE, Passage, record_pass
 from comms.sim.state import (
     ADD,
     EXCEPTION,
@@ -178,8 +179,12 @@ def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
     if num_rows > 0:
         ready = transfers.through_sm(e, warp, total, 0)
         b = block_at(e, w.block)
-        b.reduce_free = max(b.reduce_free, begun) + cost(total, h.reduce_mbps)
+        busy = cost(total, h.reduce_mbps)
+        b.reduce_free = max(b.reduce_free, begun) + busy
         ready = max(ready, b.reduce_free)
+        if h.records != 0:
+            passage = Passage(begun, ready, busy, b.reduce_free, total)
+            record_pass(e, warp, REDUCE_PIPE, passage)
     else:
         w.debt = 0
     indices = lanes.i32_at(rows.rows_addr, max(num_rows, 1))
@@ -380,7 +385,13 @@ def store_i64(addr: int, value: int) -> None:
 
 @inner
 def mark(stage: int) -> None:
-    warp_at(this_engine(), this_warp()).stage = stage
+    warps.mark(this_engine(), this_warp(), stage)
+
+
+@inner
+def at_line(line: int) -> None:
+    """Tell where this warp is; binding says so before an instruction that may stall it."""
+    warp_at(this_engine(), this_warp()).line = line
 
 
 @inner

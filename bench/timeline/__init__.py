@@ -1,0 +1,1 @@
+"""The timeline of one case on the simulator: its trace file, and what bounded it."""
