@@ -19,7 +19,7 @@ import kernels.isa as specification
 from comms.errors import UsageError
 
 #: Instructions that take the line they stand on.
-_WITH_LINE = ("wait_ge", "wait_any", "block_sync", "group_sync")
+_WITH_LINE = ("wait_ge", "wait_any", "wait_all", "block_sync", "group_sync")
 
 
 class _AddLines(ast.NodeTransformer):
