@@ -6,6 +6,7 @@ The SM budget is fixed for a state: flags count blocks, and every block has an e
 from kernels.direct.combine_pull import PullParams, combine_pull
 from kernels.direct.combine_push import PushParams, combine_push
 from kernels.direct.dispatch import DispatchParams, dispatch
+from kernels.exchange import NO_PATH
 from kernels.protocol import Form, KernelLaunch, Op, Protocol
 from kernels.shape import Shape
 
@@ -17,9 +18,6 @@ DISPATCH_WARPS, PULL_WARPS, PUSH_WARPS, REDUCE_WARPS = 16, 24, 8, 8
 CHUNK_ROWS = 1
 #: Likewise where some go by the network, whose puts and signals cost messages.
 NIC_CHUNK_ROWS = 2
-_NO_PATH = (
-    "needs a NIC path from every GPU to every other node's, which cross_rail = forbidden rules out"
-)
 
 
 def regions(shape: Shape) -> dict[str, int]:
@@ -76,7 +74,7 @@ def settings(shape: Shape) -> dict[str, int]:
 
 
 def _refuses(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
-    return _NO_PATH if shape.num_nodes > 1 and cross_rail == "forbidden" else None
+    return NO_PATH if shape.num_nodes > 1 and cross_rail == "forbidden" else None
 
 
 def _refuses_pull(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
