@@ -2,6 +2,11 @@
 
 from kernels import isa
 
+#: Why rows cannot go to other nodes in one hop.
+NO_PATH = (
+    "needs a NIC path from every GPU to every other node's, which cross_rail = forbidden rules out"
+)
+
 
 def is_same_node(rank: int, other: int, ranks_per_node: int) -> int:
     """Return 1 where loads and stores reach from one rank to the other, else 0."""

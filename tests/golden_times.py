@@ -15,6 +15,7 @@ from bench.suites import Grid, expand
 GOLDEN = Path(__file__).parent / "golden" / "times.json"
 
 _SMALL = Grid(tokens=(64,), num_sms=(4,))
+_DECODE = Grid(kernel=("low_latency",), tokens=(128,), num_sms=(20,))
 GRIDS = {
     "EP8": _SMALL,
     "EP8 cached": msgspec.structs.replace(_SMALL, form=("cached",)),
@@ -25,6 +26,8 @@ GRIDS = {
     "EP8 of H20, bf16": msgspec.structs.replace(
         _SMALL, fabric=("h20",), dispatch_dtype=("bf16",), routing=("hot:4",)
     ),
+    "EP8 decode": _DECODE,
+    "EP2x8 decode": msgspec.structs.replace(_DECODE, nodes=(2,)),
 }
 
 

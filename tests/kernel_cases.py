@@ -86,7 +86,7 @@ def refusal(spec: CaseSpec, op: Op) -> str | None:
         if spec.nodes > 1:
             return ONE_NODE
         return f"must be even, got {spec.num_sms}" if spec.num_sms % 2 else None
-    if spec.kernel != "direct" or spec.nodes == 1:
+    if spec.kernel not in ("direct", "low_latency") or spec.nodes == 1:
         return None
     if spec.variant == "pull" and op != "dispatch":
         return ONE_NODE

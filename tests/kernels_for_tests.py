@@ -8,7 +8,7 @@ from typing import NamedTuple
 from helpers_for_tests import wait_for
 
 from kernels import isa
-from kernels.isa import RowList
+from kernels.isa import Part, RowList
 
 #: Words of an instruction: what it does, and its operands.
 STEP_WORDS = 8
@@ -36,7 +36,12 @@ STEP_WORDS = 8
     DIVIDE,
     SPIN_RELAXED,
     MARK,
-) = range(23)
+    GROUP_SYNC,
+    MIN_WORDS,
+    WAIT_ALL,
+    SCAN_WORDS,
+    REDUCE_COLUMNS,
+) = range(28)
 
 
 class Params(NamedTuple):
@@ -109,6 +114,19 @@ def run_step(at: int) -> None:
             pass
     elif what == MARK:
         isa.mark(a)
+    elif what == GROUP_SYNC:
+        isa.group_sync(a, b)
+    elif what == MIN_WORDS:
+        isa.store_i64(d, isa.min_words(a, b, c))
+    elif what == WAIT_ALL:
+        isa.wait_all(a, b, c, d)
+    elif what == SCAN_WORDS:
+        isa.scan_words(a, b, c)
+    elif what == REDUCE_COLUMNS:
+        rows = RowList(b, 0, c, d, e)
+        isa.reduce_columns_weighted(
+            a, rows, isa.load_i64(at + 48), Part(isa.warp_id(), isa.load_i64(at + 56))
+        )
     elif what == DIVIDE:
         isa.pause(a // b)
 

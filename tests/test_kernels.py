@@ -13,6 +13,7 @@ from bench import harness
 from bench.records.record import Case, Form
 from bench.suites import DEVICES, SUITES, Grid, default_grid, expand
 from kernels.direct import PULL, PUSH
+from kernels.low_latency import FUSED
 from kernels.nccl_like import ALLGATHER, PADDED, SELECTION
 from kernels.protocol import Protocol
 
@@ -239,6 +240,30 @@ def test_a_token_gathered_from_another_place(rows_of: Callable[..., list[Case]])
 def test_rows_that_come_back_for_another_token(rows_of: Callable[..., list[Case]]) -> None:
     mutation = Mutation(_GATHERED, "rank * p.split_tokens + token", "rank * p.split_tokens")
     dispatch, combine, _ = rows_of(ALLGATHER, mutation)
+
+
+_LL_DISPATCH, _LL_COMBINE = "kernels.low_latency.dispatch", "kernels.low_latency.combine"
+
+
+def test_a_selection_copied_before_it_is_here(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(
+        _LL_DISPATCH, "isa.wait_ge(flag, (epoch - 1) * EPOCH + row // parts + 1)", "pass"
+    )
+    assert rows_of(FUSED, mutation)[0].status == "incorrect"
+
+
+def test_a_selection_said_to_be_here_without_a_fence(rows_of: Callable[..., list[Case]]) -> None:
+    fence = "            isa.fence_release()\n            isa.add(stream.peer"
+    mutation = Mutation(_LL_DISPATCH, fence, fence.replace("isa.fence_release()", "pass"))
+    full = KernelCase(Grid(tokens=(128,), num_sms=(20,)))
+    assert rows_of(FUSED, mutation, full)[0].status == "incorrect"
+
+
+def test_a_selection_added_before_it_is_back(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(
+        _LL_COMBINE, "isa.wait_ge(flag, (epoch - 1) * EPOCH + row // parts + 1)", "pass"
+    )
+    dispatch, combine, _ = rows_of(FUSED, mutation)
     assert dispatch.status == "passed"
     assert combine.status == "incorrect"
 
@@ -265,3 +290,19 @@ def test_nothing_runs_a_variant_that_nobody_compares_with_unless_asked() -> None
     assert {spec.variant for spec in specs} == {"dedup", "selection"}
     asked = expand([Grid(kernel=("nccl_like",))])
     assert [spec.variant for spec in asked] == ["dedup", "selection", "padded", "allgather"]
+
+
+def test_the_weight_of_another_selection(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(_LL_COMBINE, "p.topk_weights_addr + 4 * (first + k)", "p.topk_weights_addr")
+    _, combine, pair = rows_of(FUSED, mutation)
+    assert combine.status == pair.status == "incorrect"
+    assert "combine to rank" in str(combine.reason)
+
+
+def test_a_row_back_from_the_place_of_another(rows_of: Callable[..., list[Case]]) -> None:
+    mutation = Mutation(
+        _LL_DISPATCH, "p.back_rows_addr + 4 * back, place)", "p.back_rows_addr + 4 * back, 0)"
+    )
+    dispatch, combine, _ = rows_of(FUSED, mutation)
+    assert dispatch.status == "passed"
+    assert combine.status == "incorrect"

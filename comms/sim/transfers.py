@@ -46,7 +46,6 @@ from comms.sim.state import (
     region_at,
     transfer_at,
     warp_at,
-    wire_bytes,
 )
 from comms.sim.warps import fail, owe, pay, sleep_until, suspend
 
@@ -305,8 +304,11 @@ def fetch_add(e: int, warp: int, rank: int, offset: int, value: int) -> int:
 
 
 @inner
-def request_row(e: int, warp: int, rank: int, offset: int, num_bytes: int) -> int:
-    """Start to read a row at (rank, offset); return the transfer whose slot will hold it."""
+def request_row(e: int, warp: int, rank: int, offset: int, num_bytes: int, wire: int) -> int:
+    """Start to read a row or a part of one at (rank, offset), charged as `wire` bytes.
+
+    Returns the transfer whose slot will hold it.
+    """
     h = header(e)
     port = port_to(e, warp, rank)
     check_slot(e, warp, num_bytes)
@@ -316,7 +318,7 @@ def request_row(e: int, warp: int, rank: int, offset: int, num_bytes: int) -> in
     w = warp_at(e, warp)
     t.port = port
     take_slot(e, transfer)
-    t.bytes = t.value = wire_bytes(e, w.rank, num_bytes)
+    t.bytes = t.value = wire
     if port == HBM:
         t.source = rank_at(e, rank).base + offset
     else:

@@ -81,13 +81,9 @@ def fail(e: int, warp: int, error: int, a: int, b: int) -> None:
 
 
 @inner
-def wait_ge(e: int, warp: int, offset: int, value: int, line: int) -> None:
-    """Poll the word at `offset` of the own window until it is at least `value`."""
+def await_word(e: int, warp: int, offset: int, value: int, line: int) -> None:
+    """Suspend until a poll shows the word at `offset` of the own window at `value` or more."""
     w = warp_at(e, warp)
-    w.poll_base = header(e).now + w.debt
-    pay(e, warp, header(e).l2)
-    if word_at(rank_at(e, w.rank).base + offset)[0] >= value:
-        return
     w.wait_offset, w.wait_value, w.line = offset, value, line
     w.state = WAIT_GE
     w.next = -1
@@ -98,6 +94,31 @@ def wait_ge(e: int, warp: int, offset: int, value: int, line: int) -> None:
         warp_at(e, bucket.tail).next = warp
     bucket.tail = warp
     suspend(e, warp)
+
+
+@inner
+def wait_ge(e: int, warp: int, offset: int, value: int, line: int) -> None:
+    """Poll the word at `offset` of the own window until it is at least `value`."""
+    w = warp_at(e, warp)
+    w.poll_base = header(e).now + w.debt
+    pay(e, warp, header(e).l2)
+    if word_at(rank_at(e, w.rank).base + offset)[0] < value:
+        await_word(e, warp, offset, value, line)
+
+
+@inner
+def wait_all(
+    e: int, warp: int, offset: int, stride: int, count: int, value: int, line: int
+) -> None:
+    """Poll `count` words, lane by lane, until each is at least `value`."""
+    w = warp_at(e, warp)
+    w.poll_base = header(e).now + w.debt
+    pay(e, warp, header(e).l2 + (count + 31) // 32 * header(e).word_issue)
+    base = rank_at(e, w.rank).base
+    for index in range(count):
+        word = offset + index * stride
+        if word_at(base + word)[0] < value:
+            await_word(e, warp, word, value, line)
 
 
 @inner

@@ -6,6 +6,7 @@ The SM budget is fixed for a state: flags count blocks, and every block has an e
 from kernels.direct.combine_pull import PullParams, combine_pull
 from kernels.direct.combine_push import PushParams, combine_push
 from kernels.direct.dispatch import DispatchParams, dispatch
+from kernels.exchange import NO_PATH
 from kernels.knobs import Knob, too_many_warps
 from kernels.protocol import Form, KernelLaunch, Op, Protocol
 from kernels.shape import Shape
@@ -25,9 +26,6 @@ CHUNK_ROWS = Knob(
     "rows that a pusher sends to one source before it releases them",
     (1, 2, 4, 8),
     lambda shape: 1 if shape.num_nodes == 1 else 2,
-)
-_NO_PATH = (
-    "needs a NIC path from every GPU to every other node's, which cross_rail = forbidden rules out"
 )
 
 
@@ -90,7 +88,7 @@ def settings(shape: Shape) -> dict[str, int]:
 
 
 def _no_path(shape: Shape, cross_rail: str) -> str | None:
-    return _NO_PATH if shape.num_nodes > 1 and cross_rail == "forbidden" else None
+    return NO_PATH if shape.num_nodes > 1 and cross_rail == "forbidden" else None
 
 
 def _refuses_pull(shape: Shape, op: Op, *, cross_rail: str) -> str | None:

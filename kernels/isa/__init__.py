@@ -81,6 +81,26 @@ class ExpertLists(NamedTuple):
     weights_addr: int
 
 
+class Part(NamedTuple):
+    """Part `number` of `num_parts` equal parts of the columns of rows."""
+
+    number: int
+    num_parts: int
+
+
+class Selected(NamedTuple):
+    """Where a list of selections goes: local addresses.
+
+    Attributes:
+        entries_addr: of 16 bytes for each: int32 `token * num_topk + k`, float32 weight, int32
+            expert local to its rank, int32 number of earlier entries of that expert.
+        counts_addr: of int32 `counts[experts_per_rank]`.
+    """
+
+    entries_addr: int
+    counts_addr: int
+
+
 #: Named barriers of a block; `group_sync` takes 1 to NUM_GROUPS - 1, `block_sync` is barrier 0.
 NUM_GROUPS = 16
 
@@ -160,6 +180,19 @@ def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int =
         stride: bytes from one word to the next.
         values_addr: local address of `count` int64 values, one for each word.
         count: number of words.
+        line: source line for reports; binding fills it in.
+    """
+    _unbound()
+
+
+def wait_all(offset: int, stride: int, count: int, value: int, line: int = 0) -> None:
+    """Wait until every one of `count` words of the own window is at least `value`, then acquire.
+
+    Args:
+        offset: first word.
+        stride: bytes from one word to the next.
+        count: number of words; none is no wait.
+        value: what to wait for.
         line: source line for reports; binding fills it in.
     """
     _unbound()
@@ -255,6 +288,20 @@ def reduce_rows_weighted(out_addr: int, rows: RowList, weights_addr: int) -> Non
     _unbound()
 
 
+def reduce_columns_weighted(out_addr: int, rows: RowList, weights_addr: int, part: Part) -> None:
+    """Do a part of `reduce_rows_weighted`, so that several warps share a row's columns.
+
+    All parts together write what one `reduce_rows_weighted` does.
+
+    Args:
+        out_addr: local address of the whole row, in the window.
+        rows: the whole rows, on ranks of this node.
+        weights_addr: local address of float32 `weights[num_rows]`.
+        part: the columns that this warp reads and writes.
+    """
+    _unbound()
+
+
 def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     """Write local rows to (rank, offset) on another node, asynchronously.
 
@@ -288,13 +335,13 @@ def rank_mask(topk: TopkRow, first_rank: int, num_ranks: int) -> int:
     _unbound()
 
 
-def select_expert(topk: TopkRow, num_tokens: int, expert: int, entries_addr: int) -> int:
-    """List the selections of one expert by the tokens from `topk` on, in their order.
+def select_rank(topk: TopkRow, num_tokens: int, rank: int, selected: Selected) -> int:
+    """List the selections that one rank owns, of the tokens from `topk` on, in their order.
 
-    Writes for each an int32 `token * num_topk + k`, counted from `topk`, and its float32 weight.
+    Sets an entry for each, and counts them by the rank's experts.
 
     Returns:
-        Number of entries, 8 bytes each.
+        Number of entries.
     """
     _unbound()
 
@@ -345,6 +392,14 @@ def route_experts(topk: TopkRow, cursor_addr: int, lists: ExpertLists) -> int:
 
 def scan(counts_addr: int, num_counts: int, begins_addr: int) -> None:
     """Set int32 `begins[num_counts + 1]` to the sums of the counts before each, and of all."""
+    _unbound()
+
+
+def scan_words(offset: int, num_words: int, begins_addr: int) -> None:
+    """Scan the low halves of words of the own window, which hold counts.
+
+    Sets int32 `begins[num_words + 1]` to the sums of the counts before each, and of all.
+    """
     _unbound()
 
 

@@ -21,7 +21,7 @@ from comms import waits
 from comms.errors import UsageError
 
 #: Instructions that take the line they stand on.
-_WITH_LINE = ("wait_ge", "wait_any", "block_sync", "group_sync")
+_WITH_LINE = ("wait_ge", "wait_any", "wait_all", "block_sync", "group_sync")
 #: How the names of instructions begin that may stall a warp besides: for room in a queue, for rows,
 #: for acknowledgements, for a reply.
 _MAY_STALL = ("add", "copy_", "fence_", "fetch_add", "put_", "reduce_", "store_release", "store")

@@ -20,11 +20,11 @@ from comms.cpu.state import (
 )
 from comms.fiber import this_engine, this_warp
 from comms.raw import move, word_at
-from kernels.isa import ExpertLists, Matrix, RowList, Target, TopkRow, lanes
+from kernels.isa import ExpertLists, Matrix, Part, RowList, Selected, Target, TopkRow, lanes
 from kernels.isa.vectors import copy_stream, reduce_stream
 
 # Names that kernels use and that mean the same everywhere.
-__all__ = ["ExpertLists", "Matrix", "RowList", "Target", "TopkRow"]
+__all__ = ["ExpertLists", "Matrix", "Part", "RowList", "Selected", "Target", "TopkRow"]
 
 
 @inner
@@ -140,6 +140,13 @@ def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int) 
 
 
 @inner
+def wait_all(offset: int, stride: int, count: int, value: int, line: int) -> None:
+    for index in range(count):
+        _own(offset + index * stride, 8)
+        warps.wait_ge(this_engine(), this_warp(), offset + index * stride, value, line)
+
+
+@inner
 def min_words(offset: int, stride: int, count: int) -> int:
     _own(offset, (count - 1) * stride + 8)
     return warps.min_words(this_engine(), this_warp(), offset, stride, count)
@@ -188,27 +195,34 @@ def localize_topk(rank: int, idx_addr: int, weights_addr: int, topk: TopkRow) ->
 
 
 @inner
-def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
+def _reduce(out_addr: int, rows: RowList, weights_addr: int, part: Part) -> None:
     own = machine(this_engine()).rank
+    begin = lanes.part_begin(rows.row_bytes, part.number, part.num_parts)
+    end = lanes.part_begin(rows.row_bytes, part.number + 1, part.num_parts)
     scratch = _scratch()
     indices = lanes.i32_at(rows.rows_addr, rows.num_rows)
     ranks = lanes.i32_at(rows.ranks_addr, rows.num_rows)
     for index in range(rows.num_rows):
         rank = own if rows.ranks_addr == 0 else ranks[index]
         offset = rows.base + indices[index] * rows.row_bytes
-        word_at(scratch + 8 * index)[0] = _near(rank, offset, rows.row_bytes)
-    out = _own(out_addr - base_of(this_engine(), own), rows.row_bytes)
-    reduce_stream(out, scratch, rows.num_rows, weights_addr, rows.row_bytes)
+        word_at(scratch + 8 * index)[0] = _near(rank, offset, rows.row_bytes) + begin
+    out = _own(out_addr - base_of(this_engine(), own), rows.row_bytes) + begin
+    reduce_stream(out, scratch, rows.num_rows, weights_addr, end - begin)
 
 
 @inner
 def reduce_rows(out_addr: int, rows: RowList) -> None:
-    _reduce(out_addr, rows, 0)
+    _reduce(out_addr, rows, 0, Part(0, 1))
 
 
 @inner
 def reduce_rows_weighted(out_addr: int, rows: RowList, weights_addr: int) -> None:
-    _reduce(out_addr, rows, weights_addr)
+    _reduce(out_addr, rows, weights_addr, Part(0, 1))
+
+
+@inner
+def reduce_columns_weighted(out_addr: int, rows: RowList, weights_addr: int, part: Part) -> None:
+    _reduce(out_addr, rows, weights_addr, part)
 
 
 @inner
@@ -239,8 +253,8 @@ def rank_mask(topk: TopkRow, first_rank: int, num_ranks: int) -> int:
 
 
 @inner
-def select_expert(topk: TopkRow, num_tokens: int, expert: int, entries_addr: int) -> int:
-    return lanes.select_expert(topk, num_tokens, expert, entries_addr)
+def select_rank(topk: TopkRow, num_tokens: int, rank: int, selected: Selected) -> int:
+    return lanes.select_rank(topk, num_tokens, rank, selected)
 
 
 @inner
@@ -266,6 +280,11 @@ def route_experts(topk: TopkRow, cursor_addr: int, lists: ExpertLists) -> int:
 @inner
 def scan(counts_addr: int, num_counts: int, begins_addr: int) -> None:
     lanes.scan(counts_addr, num_counts, begins_addr)
+
+
+@inner
+def scan_words(offset: int, num_words: int, begins_addr: int) -> None:
+    lanes.scan_words(_own(offset, 8 * num_words), num_words, begins_addr)
 
 
 @inner

@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 from comms.compiling import inner
 from comms.raw import as_pointer
-from kernels.isa import ExpertLists, Matrix, TopkRow
+from kernels.isa import ExpertLists, Matrix, Selected, TopkRow
 
 
 def _unary(name: str, source: types.Type, target: types.Type) -> Any:
@@ -48,6 +48,14 @@ def to_bf16(value: float) -> Any:
         return np.uint32(0x7FFF)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+
+
+@inner
+def part_begin(row_bytes: int, number: int, num_parts: int) -> int:
+    """Return where a part of a row's columns begins: a multiple of 32, or the end of the row."""
+    if number == num_parts:
+        return row_bytes
+    return row_bytes // 32 * number // num_parts * 32
 
 
 @inner
@@ -155,17 +163,24 @@ def rank_mask(topk: TopkRow, first_rank: int, num_ranks: int) -> int:
 
 
 @inner
-def select_expert(topk: TopkRow, num_tokens: int, expert: int, entries_addr: int) -> int:
+def select_rank(topk: TopkRow, num_tokens: int, rank: int, selected: Selected) -> int:
     """List selections as the instruction does."""
     total = num_tokens * topk.num_topk
     idx = i32_at(topk.idx_addr, total)
     weights = i32_at(topk.weights_addr, total)
-    entries = i32_at(entries_addr, 2 * total)
+    entries = i32_at(selected.entries_addr, 4 * total)
+    counts = i32_at(selected.counts_addr, topk.experts_per_rank)
+    counts[:] = 0
+    first = rank * topk.experts_per_rank
     count = 0
     for index in range(total):
-        if idx[index] == expert:
-            entries[2 * count] = index
-            entries[2 * count + 1] = weights[index]
+        local = idx[index] - first
+        if idx[index] >= 0 and 0 <= local < topk.experts_per_rank:
+            entries[4 * count] = index
+            entries[4 * count + 1] = weights[index]
+            entries[4 * count + 2] = local
+            entries[4 * count + 3] = counts[local]
+            counts[local] += 1
             count += 1
     return count
 
@@ -241,3 +256,15 @@ def scan(counts_addr: int, num_counts: int, begins_addr: int) -> None:
         begins[index] = total
         total += count
     begins[num_counts] = total
+
+
+@inner
+def scan_words(address: int, num_words: int, begins_addr: int) -> None:
+    """Sum as the instruction does."""
+    counts = i32_at(address, 2 * num_words)
+    begins = i32_at(begins_addr, num_words + 1)
+    total = 0
+    for index in range(num_words):
+        begins[index] = total
+        total += counts[2 * index]
+    begins[num_words] = total

@@ -24,10 +24,10 @@ from comms.sim.state import (
     warp_at,
     wire_bytes,
 )
-from kernels.isa import ExpertLists, Matrix, RowList, Target, TopkRow, lanes
+from kernels.isa import ExpertLists, Matrix, Part, RowList, Selected, Target, TopkRow, lanes
 
 # Names that kernels use and that mean the same everywhere.
-__all__ = ["ExpertLists", "Matrix", "RowList", "Target", "TopkRow"]
+__all__ = ["ExpertLists", "Matrix", "Part", "RowList", "Selected", "Target", "TopkRow"]
 
 
 @inner
@@ -94,6 +94,14 @@ def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int) 
     e, warp = this_engine(), this_warp()
     transfers.check_window(e, warp, warp_at(e, warp).rank, offset, (count - 1) * stride + 8)
     return warps.wait_any(e, warp, offset, stride, values_addr, count, line)
+
+
+@inner
+def wait_all(offset: int, stride: int, count: int, value: int, line: int) -> None:
+    e, warp = this_engine(), this_warp()
+    if count > 0:
+        transfers.check_window(e, warp, warp_at(e, warp).rank, offset, (count - 1) * stride + 8)
+    warps.wait_all(e, warp, offset, stride, count, value, line)
 
 
 @inner
@@ -164,14 +172,18 @@ def localize_topk(rank: int, idx_addr: int, weights_addr: int, topk: TopkRow) ->
 
 
 @inner
-def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
+def _reduce(out_addr: int, rows: RowList, weights_addr: int, part: Part) -> None:
     e, warp = this_engine(), this_warp()
     h, w = header(e), warp_at(e, warp)
     own = w.rank
     num_rows, row_bytes = rows.num_rows, rows.row_bytes
     transfers.check_slot(e, warp, row_bytes)
+    first_byte = lanes.part_begin(row_bytes, part.number, part.num_parts)
+    num_bytes = lanes.part_begin(row_bytes, part.number + 1, part.num_parts) - first_byte
+    wire = wire_bytes(e, own, row_bytes)
+    wire = wire * (part.number + 1) // part.num_parts - wire * part.number // part.num_parts
     warps.settle(e, warp)
-    total = num_rows * wire_bytes(e, this_rank(), row_bytes)
+    total = num_rows * wire
     begun = h.now + w.debt
     ready = begun
     remote = False
@@ -192,9 +204,8 @@ def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
     for index in range(num_rows):
         rank = own if rows.ranks_addr == 0 else ranks[index]
         remote = remote or rank != own
-        transfer = transfers.request_row(
-            e, warp, rank, rows.base + indices[index] * row_bytes, row_bytes
-        )
+        offset = rows.base + indices[index] * row_bytes + first_byte
+        transfer = transfers.request_row(e, warp, rank, offset, num_bytes, wire)
         transfer_at(e, transfer).key = -1
         if first < 0:
             first = transfer
@@ -208,7 +219,7 @@ def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
         rounds = (total + h.ldst_flight - 1) // h.ldst_flight
         ready = max(ready, begun + rounds * (h.ldst_load + 2 * h.nvl_latency))
     warps.sleep_until(e, warp, max(h.now, ready))
-    num_elements = row_bytes // 2
+    num_elements = num_bytes // 2
     sums = carray(as_pointer(h.scratch), (num_elements,), np.float32)
     sums[:] = 0
     weights = carray(as_pointer(weights_addr), (max(num_rows, 1),), np.float32)
@@ -226,21 +237,27 @@ def _reduce(out_addr: int, rows: RowList, weights_addr: int) -> None:
         after = transfer_at(e, transfer).key
         give_transfer(e, transfer)
         transfer = after
-    out = transfers.new_transfer(e, warp, ROW, own, out_addr - rank_at(e, own).base, row_bytes)
+    out_offset = out_addr - rank_at(e, own).base + first_byte
+    out = transfers.new_transfer(e, warp, ROW, own, out_offset, num_bytes)
     take_slot(e, out)
     lanes.store_bf16(transfer_at(e, out).slot, sums, num_elements)
-    transfer_at(e, out).bytes = wire_bytes(e, own, row_bytes)
+    transfer_at(e, out).bytes = wire
     transfers.issue(e, warp, out, HBM)
 
 
 @inner
 def reduce_rows(out_addr: int, rows: RowList) -> None:
-    _reduce(out_addr, rows, 0)
+    _reduce(out_addr, rows, 0, Part(0, 1))
 
 
 @inner
 def reduce_rows_weighted(out_addr: int, rows: RowList, weights_addr: int) -> None:
-    _reduce(out_addr, rows, weights_addr)
+    _reduce(out_addr, rows, weights_addr, Part(0, 1))
+
+
+@inner
+def reduce_columns_weighted(out_addr: int, rows: RowList, weights_addr: int, part: Part) -> None:
+    _reduce(out_addr, rows, weights_addr, part)
 
 
 @inner
@@ -283,12 +300,13 @@ def rank_mask(topk: TopkRow, first_rank: int, num_ranks: int) -> int:
 
 
 @inner
-def select_expert(topk: TopkRow, num_tokens: int, expert: int, entries_addr: int) -> int:
-    # Lanes take ids; their loads follow each other without waiting.
+def select_rank(topk: TopkRow, num_tokens: int, rank: int, selected: Selected) -> int:
+    # Lanes take ids; their loads follow each other without waiting. Places among the lanes and in
+    # the expert take a vote, a match and a counter more.
     e = this_engine()
     rounds = (num_tokens * topk.num_topk + 31) // 32
-    warps.owe(e, this_warp(), header(e).l2 + rounds * header(e).word_issue)
-    return lanes.select_expert(topk, num_tokens, expert, entries_addr)
+    warps.owe(e, this_warp(), header(e).l2 + 2 * rounds * header(e).word_issue)
+    return lanes.select_rank(topk, num_tokens, rank, selected)
 
 
 @inner
@@ -321,6 +339,20 @@ def route_experts(topk: TopkRow, cursor_addr: int, lists: ExpertLists) -> int:
 @inner
 def scan(counts_addr: int, num_counts: int, begins_addr: int) -> None:
     lanes.scan(counts_addr, num_counts, begins_addr)
+    _owe_scan(num_counts)
+
+
+@inner
+def scan_words(offset: int, num_words: int, begins_addr: int) -> None:
+    e, warp = this_engine(), this_warp()
+    own = warp_at(e, warp).rank
+    transfers.check_window(e, warp, own, offset, 8 * num_words)
+    lanes.scan_words(rank_at(e, own).base + offset, num_words, begins_addr)
+    _owe_scan(num_words)
+
+
+@inner
+def _owe_scan(num_counts: int) -> None:
     # Five shuffle steps for each 32 counts, after one load.
     e = this_engine()
     rounds = (num_counts + 31) // 32
