@@ -65,16 +65,13 @@ class KernelCase:
 
     def spec(self, kernel: str, variant: str, form: Form, folder: Path) -> CaseSpec:
         """Return the spec of a kernel at this point; routing files go to `folder`."""
-        names = {knob.name for knob in find_protocol(kernel, variant).knobs}
-        grid = msgspec.structs.replace(
-            self.grid,
-            kernel=(f"{kernel}/{variant}",),
-            form=(form,),
-            knob=tuple(item for item in self.grid.knob if item.partition("=")[0] in names),
-        )
+        grid = msgspec.structs.replace(self.grid, kernel=(f"{kernel}/{variant}",), form=(form,))
         if self.write_routing:
             grid = msgspec.structs.replace(grid, routing=(self.write_routing(folder),))
-        (spec,) = expand([grid])
+        (spec,) = expand([msgspec.structs.replace(grid, knob=())])
+        names = {knob.name for knob in spec.protocol().knobs}
+        if knobs := tuple(item for item in grid.knob if item.partition("=")[0] in names):
+            (spec,) = expand([msgspec.structs.replace(grid, knob=knobs)])
         return spec
 
 

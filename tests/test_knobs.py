@@ -41,6 +41,13 @@ _CORNERS = {
         "chunk_rows=1,ring_rows=2,combine_chunk_rows=1,combine_ring_rows=2",
         "chunk_rows=32,ring_rows=64,combine_chunk_rows=16,combine_ring_rows=512",
     ],
+    **dict.fromkeys(
+        ("low_latency/fused", "low_latency/split"),
+        [
+            "send_warps=2,recv_warps=2,near_batch=8,far_batch=16",
+            "send_warps=16,recv_warps=16,near_batch=1,far_batch=1",
+        ],
+    ),
 }
 
 
@@ -128,7 +135,16 @@ def test_a_knob_is_an_axis_only_where_it_is_turned() -> None:
 
 
 def test_each_kernel_takes_the_knobs_that_it_has() -> None:
-    specs = expand([_with(_PUSH, "push_warps=4", "pull_warps=8", kernel=("direct", "nccl_like"))])
+    specs = expand(
+        [
+            _with(
+                _PUSH,
+                "push_warps=4",
+                "pull_warps=8",
+                kernel=("direct", "mpi/dedup", "mpi/selection"),
+            )
+        ]
+    )
     assert [spec.knobs for spec in specs] == [(("pull_warps", 8),), (("push_warps", 4),), (), ()]
 
 

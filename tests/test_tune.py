@@ -354,6 +354,7 @@ def test_a_matching_spec_takes_the_knobs_and_others_do_not() -> None:
 _OTHERS = {
     "kernel": "two_hop",
     "variant": "pull",
+    "source": "mine.py",
     "form": "cached",
     "device": "cpu",
     "fabric": "h100",
