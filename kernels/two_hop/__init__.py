@@ -10,14 +10,25 @@ from kernels.two_hop.combine import combine
 from kernels.two_hop.dispatch import dispatch
 from kernels.two_hop.params import CombineParams, DispatchParams
 
+# A stream is served by one warp: with two nodes, whose streams are few, as many reducers as streams.
 CHANNEL_WARPS = Knob(
     "channel_warps",
     "warps of a block that post, serve the own node or receive",
-    (2, 4, 8, 12),
-    8,
+    (2, 4, 8, 10, 12),
+    lambda shape: 10 if shape.num_nodes == 2 else 8,
 )
-FORWARD_WARPS = Knob("forward_warps", "warps of a block that forward", (8, 12, 16, 24), 16)
-REDUCE_WARPS = Knob("reduce_warps", "warps of a block that sum rows of a node", (16, 24, 32), 24)
+FORWARD_WARPS = Knob(
+    "forward_warps",
+    "warps of a block that forward",
+    (8, 12, 16, 24),
+    lambda shape: 12 if shape.num_nodes == 2 else 16,
+)
+REDUCE_WARPS = Knob(
+    "reduce_warps",
+    "warps of a block that sum rows of a node",
+    (16, 20, 24),
+    lambda shape: 20 if shape.num_nodes == 2 else 24,
+)
 CHUNK_ROWS = Knob("chunk_rows", "rows of a dispatched chunk, one signal each", (1, 2, 4, 8), 4)
 RING_ROWS = Knob("ring_rows", "rows of a dispatched stream's ring", (8, 16, 32, 64), 16)
 COMBINE_CHUNK_ROWS = Knob("combine_chunk_rows", "sums of a chunk, one signal each", (1, 2, 4), 2)
@@ -123,6 +134,7 @@ def regions(shape: Shape) -> dict[str, int]:
         "expected": 4 * streams,
         "kept": streams * rows * sizes["kept_bytes"],
         "records": streams * rows * sizes["record_bytes"],
+        "pending": 4 * streams * CHUNK_ROWS.of(shape),
         "ring": ring * shape.dispatch_row.stride_bytes,
         "ring_records": ring * sizes["record_bytes"],
         "back": back * shape.combine_row.stride_bytes,

@@ -20,8 +20,8 @@ kept.
 Rows. Every rank adds 1 to `grant[local_rank]` of its node: its `recv_x` may be overwritten. Near
 warps and forwarders have acquired it of their node. A stream is (source node, channel) at its
 destination: a ring of `ring_rows` rows, each with a record: the row's final place at each local
-rank, -1 for none, and the token's ids and weights. The poster puts a row into the ring, and after
-`chunk_rows` of them their records, and signals `tail` (which covers them, since they use the same
+rank, -1 for none, and the token's ids and weights. The poster puts `chunk_rows` rows into
+the ring, then their records, and signals `tail` (which covers them, since they use the same
 channel). Before a chunk it acquires `credit` of that stream (own rank). A forwarder serves streams
 f, f + F, ... (F forwarders), whichever of them has a chunk, acquires `tail`, writes its rows to
 their final places, and signals `credit` at the source: by then it has read the chunk. Both sides

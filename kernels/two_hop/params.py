@@ -54,6 +54,7 @@ class DispatchParams(NamedTuple):
     expected_addr: int
     kept_addr: int
     records_addr: int
+    pending_addr: int
     sent_addr: int
     received_addr: int
     ring: int

@@ -34,47 +34,48 @@ def post_rows(p: DispatchParams, channel: int) -> None:
                 place = isa.load_i32(lists.places + 4 * index)
                 if not p.cached:
                     write_record(p, other, channel, place, topk, lists, num_ranks)
-                post_row(p, other, channel, place, token)
+                isa.store_i32(pending_addr(p, other, channel, place), token)
+                if (place + 1) % p.chunk_rows == 0:
+                    post_chunk(p, other, channel, place + 1 - p.chunk_rows, place + 1)
     for index in range(p.num_nodes - 1):
         other = node_at(node, index, p.num_nodes)
         count = isa.load_i32(lists.cursor + 4 * other)
         if count % p.chunk_rows > 0:
-            post_records(p, other, channel, count // p.chunk_rows * p.chunk_rows, count)
+            post_chunk(p, other, channel, count // p.chunk_rows * p.chunk_rows, count)
         sent = p.sent_addr + 8 * (other * num_channels + channel)
         rounded = (count + p.chunk_rows - 1) // p.chunk_rows * p.chunk_rows
         isa.store_i64(sent, isa.load_i64(sent) + rounded)
     isa.put_wait(channel)
 
 
-def post_row(p: DispatchParams, other: int, channel: int, place: int, token: int) -> None:
-    """Put one row into its stream's ring, and the chunk's records after its last row."""
-    num_channels = p.num_sms * p.channel_warps
-    node = p.rank // p.ranks_per_node
-    at = isa.load_i64(p.sent_addr + 8 * (other * num_channels + channel)) + place
-    if place % p.chunk_rows == 0:
-        mine = relative(node, other, p.num_nodes) * num_channels + channel
-        isa.wait_ge(p.credit + 8 * mine, at + p.chunk_rows - p.ring_rows)
-    peer = other * p.ranks_per_node + p.rank % p.ranks_per_node
-    theirs = relative(other, node, p.num_nodes) * num_channels + channel
-    slot = theirs * p.ring_rows + at % p.ring_rows
-    x_addr = p.x_addr + token * p.x_row_bytes
-    isa.put_row(peer, p.ring + slot * p.x_row_bytes, x_addr, p.x_row_bytes, channel)
-    if (place + 1) % p.chunk_rows == 0:
-        post_records(p, other, channel, place + 1 - p.chunk_rows, place + 1)
+def post_chunk(p: DispatchParams, other: int, channel: int, begin: int, end: int) -> None:
+    """Put a chunk's rows into its stream's ring, then their records, and signal it.
 
-
-def post_records(p: DispatchParams, other: int, channel: int, begin: int, end: int) -> None:
-    """Put the records of a chunk's places and signal the chunk."""
+    Rows of a chunk are posted together: a NIC sends in order, and a chunk that waits for its last
+    row behind those of other channels would leave the forwarders idle.
+    """
     num_channels = p.num_sms * p.channel_warps
     node = p.rank // p.ranks_per_node
     at = isa.load_i64(p.sent_addr + 8 * (other * num_channels + channel)) + begin
+    mine = relative(node, other, p.num_nodes) * num_channels + channel
+    isa.wait_ge(p.credit + 8 * mine, at + p.chunk_rows - p.ring_rows)
     peer = other * p.ranks_per_node + p.rank % p.ranks_per_node
     theirs = relative(other, node, p.num_nodes) * num_channels + channel
     slot = theirs * p.ring_rows + at % p.ring_rows
+    for place in range(begin, end):
+        token = isa.load_i32(pending_addr(p, other, channel, place))
+        into = p.ring + (slot + place - begin) * p.x_row_bytes
+        isa.put_row(peer, into, p.x_addr + token * p.x_row_bytes, p.x_row_bytes, channel)
     source = record_addr(p, other, channel, begin)
     num_bytes = (end - begin) * p.record_bytes
     isa.put_bytes(peer, p.ring_records + slot * p.record_bytes, source, num_bytes, channel)
     isa.put_signal(peer, p.tail + 8 * theirs, p.chunk_rows, channel)
+
+
+def pending_addr(p: DispatchParams, other: int, channel: int, place: int) -> int:
+    """Return where the token of a place waits for its chunk to be full."""
+    stream = other * p.num_sms * p.channel_warps + channel
+    return p.pending_addr + 4 * (stream * p.chunk_rows + place % p.chunk_rows)
 
 
 def record_addr(p: DispatchParams, other: int, channel: int, place: int) -> int:
