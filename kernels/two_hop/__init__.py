@@ -10,7 +10,7 @@ from kernels.two_hop.combine import combine
 from kernels.two_hop.dispatch import dispatch
 from kernels.two_hop.params import CombineParams, DispatchParams
 
-# A stream is served by one warp: with two nodes, whose streams are few, as many reducers as streams.
+# One warp serves a stream: two nodes have few, and get as many reducers as streams.
 CHANNEL_WARPS = Knob(
     "channel_warps",
     "warps of a block that post, serve the own node or receive",
