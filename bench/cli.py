@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.options import GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS, TRACE_OPTIONS
+from bench.options import COUNTS, GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS, TRACE_OPTIONS
 from bench.resolve import resolve, timing_of
 from bench.run_request import RunRequest
 from bench.running import interruption, raise_for_status, run_specs, say, terminable
@@ -190,20 +190,31 @@ def trace(context: click.Context, /, **_: object) -> None:
 
 
 @cli.command(params=[_TRACEBACK])
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--markdown", is_flag=True, help="As Markdown tables.")
-def show(file: Path, markdown: bool) -> None:
-    """Print the page of a stored run."""
+@click.option(
+    "--overview",
+    type=COUNTS,
+    metavar="N,...",
+    help="Instead, one table of all files: each kernel in each world at its best SMs and at these.",
+)
+def show(files: tuple[Path, ...], markdown: bool, overview: tuple[int, ...] | None) -> None:
+    """Print the pages of stored runs."""
     from bench.pages import render
+    from bench.pages.overview import build_overview
     from bench.pages.table import build_page
     from bench.records.store import read_run
 
-    stored = read_run(file)
-    if markdown:
-        with _stdout():
-            sys.stdout.write(render.markdown(build_page(stored)))
-    else:
-        _print_page(build_page(stored), written=[])
+    runs = [read_run(file) for file in files]
+    pages: list[Page] = [build_page(run) for run in runs]
+    if overview is not None:
+        pages = [build_overview(runs, overview)]
+    for page in pages:
+        if markdown:
+            with _stdout():
+                sys.stdout.write(render.markdown(page))
+        else:
+            _print_page(page, written=[])
 
 
 @cli.command("list", params=[_TRACEBACK])

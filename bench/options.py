@@ -66,7 +66,7 @@ def _flattened(
     return tuple(item for items in lists for item in items)
 
 
-_COUNTS = _Listed(click.IntRange(min=1))
+COUNTS = _Listed(click.IntRange(min=1))
 _NAMES = _Listed(_Word())
 SEEDS = _Listed(click.IntRange(min=0))
 _DEFAULT = Grid()
@@ -91,11 +91,11 @@ GRID_OPTIONS = (
         metavar="NAME,...",
         text="GPU and links, see `epbench list`.",
     ),
-    _axis("--nodes", "nodes", type_=_COUNTS, metavar="N,...", text="Nodes of the world."),
+    _axis("--nodes", "nodes", type_=COUNTS, metavar="N,...", text="Nodes of the world."),
     _axis(
         "--ranks-per-node",
         "ranks_per_node",
-        type_=_COUNTS,
+        type_=COUNTS,
         metavar="N,...",
         text="Ranks (GPUs) of a node.",
     ),
@@ -144,7 +144,7 @@ GRID_OPTIONS = (
     _axis(
         "--num-sms",
         "num_sms",
-        type_=_COUNTS,
+        type_=COUNTS,
         metavar="N,...",
         text="SMs reserved for communication.",
     ),
@@ -219,7 +219,7 @@ GRID_OPTIONS = (
 
 _RANKS = click.Option(
     ["--ranks"],
-    type=_COUNTS,
+    type=COUNTS,
     metavar="N,...",
     help="Ranks of the world, instead of --ranks-per-node. Default on cpu: those launched, or 2.",
 )

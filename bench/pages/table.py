@@ -164,7 +164,7 @@ def _sources(cases: Iterable[Case]) -> tuple[str, ...]:
     )
 
 
-def _label(case: Case) -> str:
+def label_of(case: Case) -> str:
     """Return kernel and variant, with the file that they are from if it is not the repository's."""
     return f"{case.kernel}/{case.variant}" + (f" {case.source.path}" if case.source else "")
 
@@ -225,7 +225,7 @@ _RowKey = tuple[str, str, int, str]
 
 
 def _row_key(case: Case) -> _RowKey:
-    return (_label(case), case.form, case.num_sms, turned_of(case))
+    return (label_of(case), case.form, case.num_sms, turned_of(case))
 
 
 def turned_of(case: Case) -> str:
@@ -321,7 +321,7 @@ def _cells(
     case: Case, same: Sequence[Case], rivals: Mapping[tuple[str, Form], Case]
 ) -> tuple[str, ...]:
     return (
-        _label(case),
+        label_of(case),
         case.form,
         str(case.num_sms),
         turned_of(case) or "-",
@@ -399,7 +399,7 @@ def _notes(cases: Sequence[Case]) -> tuple[str, ...]:
     merged: dict[tuple[str, str, str], list[str]] = {}
     for case in cases:
         if case.status != "passed":
-            key = (case.status, _label(case), case.reason or "")
+            key = (case.status, label_of(case), case.reason or "")
             turned = turned_of(case)
             point = f"{case.form} {case.num_sms}"
             merged.setdefault(key, []).append(f"{turned} {point}" if turned else point)
