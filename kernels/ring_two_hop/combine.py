@@ -13,13 +13,13 @@ its own, so that no node's rows wait behind another's.
 2. The forwarders of a node take the channel's records of that node in order, in chunks of
 `combine_rdma_send`. They acquire `back_credit` (own rank) until the chunk's slots are free. Each
 acquires `back_nvl_tail` of the ranks that add to its record, sums their rows in ascending order of
-local ranks into the send ring, for the own node into the receiving ring, and stores `summed`: the
+local ranks into the send ring, for the own node into the receiving ring, and releases `summed`: the
 record it takes next. After a chunk the group synchronises, its first warp puts the chunk and
 signals `back_tail`; for the own node it releases it.
 3. The forwarder coordinator acquires `summed` and stores, as `back_nvl_credit` at each local rank,
 how many of its rows the records before the earliest unfinished one have used.
 4. Receivers take the channel's tokens in turn, acquire `back_tail` of each node of a token, sum in
-ascending order of nodes into `out`, and store `reduced`: the token they take next.
+ascending order of nodes into `out`, and release `reduced`: the token they take next.
 5. The receiver coordinator acquires `reduced` and gives the slots of the tokens before the earliest
 unfinished one back as `back_credit`, at `combine_rdma_send` sums or at the end, on a network
 channel of its own.
@@ -35,11 +35,12 @@ more than a chunk's rows, so it never matters that a chunk is put as a whole. A 
 nodes without room, so it comes to that part. Blocks must be resident together.
 
 The kernel ends when every sum is in `out`; `y` has been read, since a release waits for the copies
-before it. Credits need no release: a row has been read when `reduce_rows` returns.
+before it.
 
 Unlike V1: who adds to a record, and by which row, follows from counts that forwarders of dispatch
-kept (`nvl_ends`), so no heads need to be rewritten before combine; rings of dispatch and combine
-are apart; `topk_weights` are not summed; the last credits are given back too.
+kept (`nvl_ends`), so no heads need to be rewritten before combine; forwarders and receivers release
+what they have read by system-scope releases, where V1 has words in shared memory; rings of dispatch
+and combine are apart; `topk_weights` are not summed; the last credits are given back too.
 """
 
 from kernels import isa

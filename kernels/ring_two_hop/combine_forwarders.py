@@ -46,7 +46,7 @@ def sum_records(p: CombineParams, place: Place, node: int, member: int) -> None:
         while taken < end:
             sum_record(p, place, node, records.begin, taken)
             taken += group_warps
-            isa.store(p.rank, summed, place.base + taken)
+            isa.store_release(p.rank, summed, place.base + taken)
         if group_warps > 1:
             isa.group_sync(1 + node, group_warps)
         if member == 0:

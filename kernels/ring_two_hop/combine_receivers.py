@@ -50,7 +50,7 @@ def receive_sums(p: CombineParams, place: Place, receiver: int) -> None:
             isa.store_i32(rows + 4 * index, ring + slot % p.combine_rdma_recv)
         out_addr = p.out_addr + token * p.y_row_bytes
         isa.reduce_rows(out_addr, RowList(num_nodes, 0, rows, p.back_rows, p.y_row_bytes))
-        isa.store(p.rank, reduced, place.base + step + num_receivers)
+        isa.store_release(p.rank, reduced, place.base + step + num_receivers)
 
 
 def return_credits(p: CombineParams, place: Place) -> None:

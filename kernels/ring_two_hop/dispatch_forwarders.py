@@ -88,6 +88,9 @@ def forward_rows(p: DispatchParams, place: Place, target: int) -> None:
         if num_rows > 0:
             num_sent += num_rows
             isa.store_release(peer, p.nvl_tail + 8 * theirs, place.base + num_sent)
+        else:
+            # What was read of the records comes before `forwarded`.
+            isa.fence_release()
         stream = place.channel * p.num_nodes + node
         isa.store(
             p.rank, p.forwarded + 8 * (stream * p.ranks_per_node + target), place.base + record
