@@ -29,9 +29,9 @@ NO_PATH = "cross_rail = forbidden"
 ONE_NODE = "one node only"
 NO_RAIL = "one node needs one hop"
 #: Kernels that refuse a single node.
-ACROSS_NODES = ("two_hop",)
+ACROSS_NODES = ("two_hop", "ring_two_hop")
 #: Kernels whose channels are pairs of SMs.
-IN_PAIRS = ("ring",)
+IN_PAIRS = ("ring", "ring_two_hop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,13 @@ class KernelCase:
 
     def where_it_runs(self, kernel: str) -> "KernelCase":
         """Return this case on two nodes, or on an even number of SMs, if the kernel needs it."""
+        moved = self.grid
         if kernel in IN_PAIRS:
-            (num_sms,) = self.grid.num_sms
-            even = max(num_sms - num_sms % 2, 2)
-            return replace(self, grid=msgspec.structs.replace(self.grid, num_sms=(even,)))
-        if kernel not in ACROSS_NODES:
-            return self
-        (ranks,) = self.grid.ranks_per_node
-        moved = msgspec.structs.replace(self.grid, nodes=(2,), ranks_per_node=(ranks // 2,))
+            (num_sms,) = moved.num_sms
+            moved = msgspec.structs.replace(moved, num_sms=(max(num_sms - num_sms % 2, 2),))
+        if kernel in ACROSS_NODES:
+            (ranks,) = moved.ranks_per_node
+            moved = msgspec.structs.replace(moved, nodes=(2,), ranks_per_node=(ranks // 2,))
         return replace(self, grid=moved)
 
     def spec(self, kernel: str, variant: str, form: Form, folder: Path) -> CaseSpec:
@@ -77,12 +76,12 @@ class KernelCase:
 
 def refusal(spec: CaseSpec, op: Op) -> str | None:
     """Return what the reason of a documented refusal contains, or None where none is due."""
-    if spec.kernel in ACROSS_NODES:
-        return NO_RAIL if spec.nodes == 1 else None
-    if spec.kernel in IN_PAIRS:
-        if spec.nodes > 1:
-            return ONE_NODE
-        return f"must be even, got {spec.num_sms}" if spec.num_sms % 2 else None
+    if spec.kernel in ACROSS_NODES and spec.nodes == 1:
+        return NO_RAIL
+    if spec.kernel == "ring" and spec.nodes > 1:
+        return ONE_NODE
+    if spec.kernel in IN_PAIRS and spec.num_sms % 2:
+        return f"must be even, got {spec.num_sms}"
     if spec.kernel not in ("direct", "low_latency") or spec.nodes == 1:
         return None
     if spec.variant == "pull" and op != "dispatch":
@@ -119,12 +118,18 @@ def _small(**axes: object) -> Grid:
 
 
 #: One warp and one row of everything, and as many as a block and every kernel's rings take.
-_LEAST = tuple(
-    f"{name}=1"
-    for name in (
-        *("dispatch_warps", "pull_warps", "push_warps", "reduce_warps", "channel_warps"),
-        *("forward_warps", "chunk_rows", "ring_rows", "combine_chunk_rows", "combine_ring_rows"),
-    )
+_LEAST = (
+    *(
+        f"{name}=1"
+        for name in (
+            *("dispatch_warps", "pull_warps", "push_warps", "reduce_warps", "channel_warps"),
+            *("forward_warps", "chunk_rows", "ring_rows", "combine_chunk_rows"),
+            *("combine_ring_rows", "dispatch_nvl_send", "dispatch_rdma_send"),
+            *("combine_nvl_send", "combine_rdma_send"),
+        )
+    ),
+    # `ring_two_hop` takes no ring that holds less than two chunks, on each of two nodes.
+    *("dispatch_nvl_recv=2", "dispatch_rdma_recv=2", "combine_nvl_recv=4", "combine_rdma_recv=2"),
 )
 _MOST = (
     *("dispatch_warps=32", "pull_warps=32", "push_warps=8", "reduce_warps=24", "channel_warps=4"),
@@ -192,6 +197,30 @@ CASES = {
     ),
     "knobs turned down": KernelCase(_small(tokens=(20,), nodes=(2,), knob=_LEAST)),
     "knobs turned up": KernelCase(_small(tokens=(20,), num_sms=(3,), knob=_MOST)),
+    "no tokens of 2x2": KernelCase(
+        _small(tokens=(0,), nodes=(2,), ranks_per_node=(2,)), forms=("cached",), num_rows=0
+    ),
+    "1 token of 3x1": KernelCase(
+        _small(tokens=(1,), nodes=(3,), ranks_per_node=(1,), num_sms=(4,)), forms=("fresh",)
+    ),
+    "hot rank of 2x3": KernelCase(
+        _small(tokens=(40,), nodes=(2,), ranks_per_node=(3,), routing=("hot:3",)),
+        forms=("cached",),
+    ),
+    "top-22 on 3x2": KernelCase(
+        _small(preset=("nemotron-3-super",), tokens=(9,), nodes=(3,), ranks_per_node=(2,)),
+        forms=("cached",),
+    ),
+    "896 experts on 2x4": KernelCase(
+        _small(preset=("kimi-k3",), nodes=(2,), ranks_per_node=(4,)), forms=("fresh",)
+    ),
+    "fp8 tail group on 2x2": KernelCase(
+        _small(preset=("gpt-oss-120b",), tokens=(7,), prefix=None, nodes=(2,), ranks_per_node=(2,)),
+        forms=("fresh",),
+    ),
+    "rings wrap on 2x2": KernelCase(
+        _small(tokens=(600,), nodes=(2,), ranks_per_node=(2,)), forms=("fresh",)
+    ),
     "a800": KernelCase(_small(fabric=("a800",)), forms=("fresh",)),
     "b200": KernelCase(_small(fabric=("b200",), nodes=(2,), ranks_per_node=(2,)), forms=("fresh",)),
     "uncapped": KernelCase(_small(fabric=("uncapped",), nodes=(2,), ranks_per_node=(2,))),
