@@ -183,12 +183,18 @@ class Span(NamedTuple):
 
 @inner
 def put(e: int, warp: int, path: Path, offset: int, span: Span) -> None:
-    """Write memory of `path.via` to (path.rank, offset) on another node; it is read on arrival."""
+    """Post the write of memory of `path.via` to (path.rank, offset) on another node."""
+    pay(e, warp, header(e).nic_post)
+    give_to_nic(e, warp, path, offset, span)
+
+
+@inner
+def give_to_nic(e: int, warp: int, path: Path, offset: int, span: Span) -> None:
+    """Queue a write that has been posted, or the next part of one; it is read on arrival."""
     transfer = new_transfer(e, warp, PUT, path.rank, offset, span.num_bytes)
     t = transfer_at(e, transfer)
     t.source, t.bytes, t.key = span.address, span.wire_bytes, channel_key(e, warp, path)
     t.src_rank, t.port = path.via, NIC_OUT
-    pay(e, warp, header(e).nic_post)
     channel_at(e, t.key).posted += 1
     if not post(e, path.via * NUM_PORTS + NIC_OUT, transfer):
         warp_at(e, warp).state = ADMIT

@@ -312,6 +312,20 @@ def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int)
     _unbound()
 
 
+def put_rows(rank: int, offset: int, rows: RowList, channel: int) -> None:
+    """Write listed rows of the own rank to consecutive places on another node, by one request.
+
+    A work request with a segment for each row: they leave together. Otherwise as `put_row`.
+
+    Args:
+        rank: destination.
+        offset: where the first row goes.
+        rows: at most 16 rows, `ranks_addr` 0.
+        channel: which channel.
+    """
+    _unbound()
+
+
 def put_bytes(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     """Write local bytes to (rank, offset) on another node, asynchronously."""
     _unbound()

@@ -231,6 +231,15 @@ def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int)
 
 
 @inner
+def put_rows(rank: int, offset: int, rows: RowList, channel: int) -> None:
+    indices = lanes.i32_at(rows.rows_addr, rows.num_rows)
+    for index in range(rows.num_rows):
+        source = _own(rows.base + indices[index] * rows.row_bytes, rows.row_bytes)
+        address = _far(rank, offset + index * rows.row_bytes, rows.row_bytes)
+        copy_stream(address, source, rows.row_bytes)
+
+
+@inner
 def put_bytes(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     move(_far(rank, offset, num_bytes), src_addr, num_bytes)
 

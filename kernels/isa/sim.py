@@ -269,6 +269,20 @@ def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int)
 
 
 @inner
+def put_rows(rank: int, offset: int, rows: RowList, channel: int) -> None:
+    e, warp = this_engine(), this_warp()
+    path = transfers.Path(this_rank(), rank, channel)
+    wire = wire_bytes(e, this_rank(), rows.row_bytes)
+    indices = lanes.i32_at(rows.rows_addr, rows.num_rows)
+    warps.pay(e, warp, header(e).nic_post)
+    for index in range(rows.num_rows):
+        at = rows.base + indices[index] * rows.row_bytes
+        transfers.check_window(e, warp, this_rank(), at, rows.row_bytes)
+        span = transfers.Span(rank_at(e, this_rank()).base + at, rows.row_bytes, wire)
+        transfers.give_to_nic(e, warp, path, offset + index * rows.row_bytes, span)
+
+
+@inner
 def put_bytes(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     path = transfers.Path(this_rank(), rank, channel)
     span = transfers.Span(src_addr, num_bytes, num_bytes)

@@ -24,7 +24,8 @@ rank, -1 for none, and the token's ids and weights. The poster puts `chunk_rows`
 the ring, then their records, and signals `tail` (which covers them, since they use the same
 channel). Before a chunk it acquires `credit` of that stream (own rank). A forwarder serves streams
 f, f + F, ... (F forwarders), whichever of them has a chunk, acquires `tail`, writes its rows to
-their final places, and signals `credit` at the source: by then it has read the chunk. Both sides
+their final places, releases them, and signals `credit` at the source: by then the chunk has been
+read. Both sides
 keep the stream's rows of all epochs, chunks rounded up, so nothing is reset.
 
 Each block ends by adding 1 to `done` of its node's ranks (release). Block 0 acquires it, num_sms an

@@ -37,6 +37,8 @@ def forward_rows(p: DispatchParams, forwarder: int, num_forwarders: int) -> None
         num_rows = min(p.chunk_rows, count - place)
         for step in range(num_rows):
             forward_row(p, stream, place + step, end - p.chunk_rows + step)
+        # Until it returns, bulk copies may still read the ring.
+        isa.fence_release()
         give_credit(p, stream)
         isa.store_i32(places + 4 * index, place + num_rows)
         if place + num_rows < count:

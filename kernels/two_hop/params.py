@@ -26,6 +26,7 @@ class DispatchParams(NamedTuple):
     kept_bytes: int
     counts_bytes: int
     channels_bytes: int
+    x: int
     x_addr: int
     topk_idx_addr: int
     topk_weights_addr: int

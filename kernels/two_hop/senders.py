@@ -4,7 +4,7 @@ Flags, rings and records as `kernels.two_hop.dispatch` says.
 """
 
 from kernels import isa
-from kernels.isa import TopkRow
+from kernels.isa import RowList, TopkRow
 from kernels.two_hop.params import DispatchParams, Lists, lists_of, node_at, relative
 from kernels.two_hop.places import channel_share, topk_by_node, topk_row
 
@@ -51,8 +51,8 @@ def post_rows(p: DispatchParams, channel: int) -> None:
 def post_chunk(p: DispatchParams, other: int, channel: int, begin: int, end: int) -> None:
     """Put a chunk's rows into its stream's ring, then their records, and signal it.
 
-    Rows of a chunk are posted together: a NIC sends in order, and a chunk that waits for its last
-    row behind those of other channels would leave the forwarders idle.
+    The rows of a chunk are one request: a NIC sends in order, and a chunk whose last row waits
+    behind those of other channels would leave the forwarders idle.
     """
     num_channels = p.num_sms * p.channel_warps
     node = p.rank // p.ranks_per_node
@@ -62,10 +62,9 @@ def post_chunk(p: DispatchParams, other: int, channel: int, begin: int, end: int
     peer = other * p.ranks_per_node + p.rank % p.ranks_per_node
     theirs = relative(other, node, p.num_nodes) * num_channels + channel
     slot = theirs * p.ring_rows + at % p.ring_rows
-    for place in range(begin, end):
-        token = isa.load_i32(pending_addr(p, other, channel, place))
-        into = p.ring + (slot + place - begin) * p.x_row_bytes
-        isa.put_row(peer, into, p.x_addr + token * p.x_row_bytes, p.x_row_bytes, channel)
+    tokens = pending_addr(p, other, channel, begin)
+    rows = RowList(end - begin, 0, tokens, p.x, p.x_row_bytes)
+    isa.put_rows(peer, p.ring + slot * p.x_row_bytes, rows, channel)
     source = record_addr(p, other, channel, begin)
     num_bytes = (end - begin) * p.record_bytes
     isa.put_bytes(peer, p.ring_records + slot * p.record_bytes, source, num_bytes, channel)
@@ -151,7 +150,10 @@ def keep_row(p: DispatchParams, kept: int, index: int, rank: int, row: int) -> N
 
 
 def write_rows(p: DispatchParams, kept: int, topk: TopkRow, x_addr: int) -> None:
-    """Write a row, its ids and weights into its final place at each rank that was kept."""
+    """Write a row, its ids and weights into its final place at each rank that was kept.
+
+    The row must stay as it is until a release by this warp has returned.
+    """
     count = isa.load_i32(kept)
     start = p.rank + isa.warp_id()
     for step in range(count):
@@ -160,4 +162,4 @@ def write_rows(p: DispatchParams, kept: int, topk: TopkRow, x_addr: int) -> None
         row = isa.load_i32(kept + 8 + 4 * (p.ranks_per_node + index))
         at = 4 * p.num_topk * row
         isa.copy_topk(rank, p.recv_topk_idx + at, p.recv_topk_weights + at, topk)
-        isa.copy_row(rank, p.recv_x + row * p.x_row_bytes, x_addr, p.x_row_bytes)
+        isa.copy_row_bulk(rank, p.recv_x + row * p.x_row_bytes, x_addr, p.x_row_bytes)
