@@ -10,6 +10,9 @@ from kernels.two_hop.combine import combine
 from kernels.two_hop.dispatch import dispatch
 from kernels.two_hop.params import CombineParams, DispatchParams
 
+#: Most rows of one `put_rows`.
+MOST_PUT_ROWS = 16
+
 # One warp serves a stream: two nodes have few, and get as many reducers as streams.
 CHANNEL_WARPS = Knob(
     "channel_warps",
@@ -29,9 +32,9 @@ REDUCE_WARPS = Knob(
     (16, 20, 24),
     lambda shape: 20 if shape.num_nodes == 2 else 24,
 )
-CHUNK_ROWS = Knob("chunk_rows", "rows of a dispatched chunk, one signal each", (1, 2, 4, 8), 4)
+CHUNK_ROWS = Knob("chunk_rows", "rows of a dispatched chunk, one request each", (1, 2, 4, 8), 8)
 RING_ROWS = Knob("ring_rows", "rows of a dispatched stream's ring", (8, 16, 32, 64), 16)
-COMBINE_CHUNK_ROWS = Knob("combine_chunk_rows", "sums of a chunk, one signal each", (1, 2, 4), 2)
+COMBINE_CHUNK_ROWS = Knob("combine_chunk_rows", "sums of a chunk, one signal each", (1, 2, 4), 4)
 COMBINE_RING_ROWS = Knob("combine_ring_rows", "sums of a stream's ring", (4, 8, 16), 8)
 KNOBS = (
     CHANNEL_WARPS,
@@ -151,6 +154,11 @@ def _refuses(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
                 f"{ring.name} must be a multiple of {chunk.name}, "
                 f"got {ring.of(shape)} and {chunk.of(shape)}"
             )
+    if CHUNK_ROWS.of(shape) > MOST_PUT_ROWS:
+        return (
+            f"{CHUNK_ROWS.name} must be at most {MOST_PUT_ROWS}, the rows of a request, "
+            f"got {CHUNK_ROWS.of(shape)}"
+        )
     channels, forward, reduce = CHANNEL_WARPS.name, FORWARD_WARPS.name, REDUCE_WARPS.name
     return too_many_warps(f"2 x {channels} + {forward}", _dispatch_warps(shape)) or too_many_warps(
         f"{channels} + {reduce}", _combine_warps(shape)
