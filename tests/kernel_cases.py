@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 
 from bench.cases import CaseSpec
+from bench.expand import expand
+from bench.grid import Grid
 from bench.records.record import Form, Op
-from bench.suites import Grid, expand
 from bench.workloads.presets import PRESETS
 from kernels.registry import find_protocol, kernel_names, variants
 from kernels.rows import row_bytes

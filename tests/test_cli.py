@@ -17,9 +17,11 @@ from conftest import fake_run_spec, timed
 
 from bench.cases import CaseSpec
 from bench.cli import cli, main
+from bench.expand import expand
+from bench.grid import Grid
 from bench.progress import LineProgress
 from bench.records.record import Case, Run, decode_run, encode_run
-from bench.suites import SUITES, Grid, expand
+from bench.suites import SUITES
 from comms.errors import RuntimeFailure, UsageError
 from comms.fabric import load_fabric
 from kernels.rows import PREFIX_HEAD, PREFIX_TAIL

@@ -16,10 +16,11 @@ from kernel_cases import (
 )
 
 from bench.cases import CaseSpec
+from bench.expand import expand
+from bench.grid import Grid
 from bench.ranks.job import Dispatcher
 from bench.ranks.request import Request
 from bench.records.record import Case, Form
-from bench.suites import Grid, expand
 from bench.timing import Timing
 from bench.tuning.runs import grid_of
 

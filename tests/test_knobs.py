@@ -7,13 +7,14 @@ import pytest
 from kernel_cases import protocols
 
 from bench.cli import main
+from bench.expand import expand
+from bench.grid import Grid
 from bench.harness import run_spec
 from bench.pages import render
 from bench.pages.table import build_page
 from bench.records.frame import results_frame
 from bench.records.record import Case, Run
 from bench.records.store import read_run
-from bench.suites import Grid, expand
 from comms.errors import UsageError
 from kernels.knobs import MAX_BLOCK_WARPS, Knob, too_many_warps
 from kernels.registry import find_protocol

@@ -9,9 +9,10 @@ from golden_times import GOLDEN, GRIDS, times_us
 from kernel_cases import ACROSS_NODES, protocols
 
 from bench import predicted
+from bench.expand import expand
+from bench.grid import Grid
 from bench.harness import run_spec
 from bench.records.record import Case
-from bench.suites import Grid, expand
 from kernels.devices.sim import SimDevice
 
 _SMALL = Grid(tokens=(64,), num_sms=(4,))
