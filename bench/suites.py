@@ -53,6 +53,11 @@ def _worlds(*, tokens_over_nodes: int, sm_copy: tuple[End, ...] = ("mid",)) -> t
     )
 
 
+def _on(nodes: int, *grids: Grid) -> tuple[Grid, ...]:
+    """Return the grids with a world of `nodes` nodes."""
+    return tuple(msgspec.structs.replace(grid, nodes=(nodes,)) for grid in grids)
+
+
 #: On real clocks: full rows of a model that fits any machine, a rank for each core of a small one
 #: and twice as many.
 _ON_CPU = tuple(
@@ -81,6 +86,33 @@ SUITES = {
     "reference": Suite(
         "main with 4096 tokens everywhere, over the range of an SM's copy rate: results/reference",
         _worlds(tokens_over_nodes=4096, sm_copy=("mid", "low", "high")),
+    ),
+    "family": Suite(
+        "H800, DeepSeek-V3, 4096 tokens per rank: every prefill kernel at EP8, EP16 and EP32, over "
+        "budgets of SMs: results/reference",
+        tuple(
+            grid
+            for nodes in (1, 2, 4)
+            for grid in _on(
+                nodes,
+                Grid(
+                    kernel=("direct", "ring", "ring_two_hop", "two_hop"),
+                    num_sms=(8, 12, 16, 20, 24),
+                ),
+                Grid(
+                    kernel=("nccl_like/dedup", "nccl_like/selection"), num_sms=(8, 20, LIBRARY_SMS)
+                ),
+            )
+        ),
+    ),
+    "family-ep64": Suite(
+        "the kernels of family that reach 8 nodes, at EP64: results/reference",
+        _on(
+            8,
+            Grid(kernel=("direct/push", "ring_two_hop", "two_hop"), num_sms=(8, 20, 24)),
+            Grid(kernel=("nccl_like/dedup",), num_sms=(8, 20, LIBRARY_SMS)),
+            Grid(kernel=("nccl_like/selection",), num_sms=(LIBRARY_SMS,)),
+        ),
     ),
 }
 
