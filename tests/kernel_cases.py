@@ -58,7 +58,7 @@ class KernelCase:
         if kernel in IN_PAIRS:
             (num_sms,) = moved.num_sms
             moved = msgspec.structs.replace(moved, num_sms=(max(num_sms - num_sms % 2, 2),))
-        if kernel in ACROSS_NODES:
+        if kernel in ACROSS_NODES and moved.nodes == (1,):
             (ranks,) = moved.ranks_per_node
             moved = msgspec.structs.replace(moved, nodes=(2,), ranks_per_node=(ranks // 2,))
         return replace(self, grid=moved)
