@@ -16,7 +16,7 @@ create = $(PYTHON) -m venv --clear $(VENV)
 install = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: bench test reference clean
+.PHONY: bench test reference family clean
 
 bench: $(VENV)/.core-$(MPI)
 	@$(BIN)/epbench run --suite main
@@ -24,6 +24,11 @@ bench: $(VENV)/.core-$(MPI)
 reference: $(VENV)/.core-$(MPI)
 	@mkdir -p results/reference
 	@$(BIN)/epbench run --suite reference --json results/reference/h800.json
+
+family: $(VENV)/.core-$(MPI)
+	@mkdir -p results/reference
+	@$(BIN)/epbench run --suite family --json results/reference/family.json
+	@$(BIN)/epbench run --suite family-ep64 --json results/reference/family-ep64.json
 
 test: $(VENV)/.dev-$(MPI)
 	$(BIN)/ruff check .

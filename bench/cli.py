@@ -83,7 +83,7 @@ def run(context: click.Context, /, **_: object) -> int:
     Device cpu has a process per rank: started alone, epbench launches mpirun once for all cases;
     under mpirun, mpiexec or srun it uses the ranks it finds.
     """
-    from bench.suites import expand
+    from bench.expand import expand
     from comms.mpi.launched import launched
 
     flags, started = context.params, launched()

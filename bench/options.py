@@ -8,8 +8,9 @@ from typing import get_args
 
 import click
 
+from bench.grid import DEVICES, Grid
 from bench.records.record import Form, Op
-from bench.suites import DEVICES, SUITES, Grid
+from bench.suites import SUITES
 from bench.timing import Timing
 from comms.fabric import CrossRail, End, fabric_names, load_fabric
 

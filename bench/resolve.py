@@ -3,8 +3,9 @@
 import click
 import msgspec
 
+from bench.grid import Grid, default_grid
 from bench.options import GRID_OPTIONS
-from bench.suites import Grid, default_grid, suite
+from bench.suites import suite
 from bench.timing import Timing
 from comms.errors import UsageError
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bench.cases import CaseSpec
+    from bench.grid import Grid
     from bench.records.store import RunStore
-    from bench.suites import Grid
     from bench.timing import Timing
 
 

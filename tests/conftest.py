@@ -99,7 +99,8 @@ def fakes() -> Iterator[Callable[[RunSpec], None]]:
 @pytest.fixture
 def specs(fakes: object) -> list[CaseSpec]:
     """Every variant of the fake kernels at 8 and 16 SMs of an H800 node."""
-    from bench.suites import Grid, expand
+    from bench.expand import expand
+    from bench.grid import Grid
 
     return expand([Grid(kernel=("direct", "nccl_like"), num_sms=(8, 16))])
 

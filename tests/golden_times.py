@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from bench.expand import expand
+from bench.grid import Grid
 from bench.harness import run_spec
-from bench.suites import Grid, expand
 
 GOLDEN = Path(__file__).parent / "golden" / "times.json"
 

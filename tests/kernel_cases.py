@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 
 from bench.cases import CaseSpec
+from bench.expand import expand
+from bench.grid import Grid
 from bench.records.record import Form, Op
-from bench.suites import Grid, expand
 from bench.workloads.presets import PRESETS
 from kernels.registry import find_protocol, kernel_names, variants
 from kernels.rows import row_bytes
@@ -57,7 +58,7 @@ class KernelCase:
         if kernel in IN_PAIRS:
             (num_sms,) = moved.num_sms
             moved = msgspec.structs.replace(moved, num_sms=(max(num_sms - num_sms % 2, 2),))
-        if kernel in ACROSS_NODES:
+        if kernel in ACROSS_NODES and moved.nodes == (1,):
             (ranks,) = moved.ranks_per_node
             moved = msgspec.structs.replace(moved, nodes=(2,), ranks_per_node=(ranks // 2,))
         return replace(self, grid=moved)

@@ -17,9 +17,11 @@ from conftest import fake_run_spec, timed
 
 from bench.cases import CaseSpec
 from bench.cli import cli, main
+from bench.expand import expand
+from bench.grid import Grid
 from bench.progress import LineProgress
 from bench.records.record import Case, Run, decode_run, encode_run
-from bench.suites import SUITES, Grid, expand
+from bench.suites import SUITES
 from comms.errors import RuntimeFailure, UsageError
 from comms.fabric import load_fabric
 from kernels.rows import PREFIX_HEAD, PREFIX_TAIL
@@ -171,15 +173,41 @@ def test_default_prefix_is_that_of_the_rows() -> None:
     assert Grid().prefix == PREFIX_HEAD + PREFIX_TAIL
 
 
+_FAMILY = {"direct", "ring", "ring_two_hop", "two_hop", "nccl_like"}
+
+
 @pytest.mark.parametrize("name", SUITES)
-def test_suites_expand(fakes: Fakes, name: str) -> None:
-    worlds = {"sim": {8, 16}, "cpu": {2, 4}}
-    kernels = {"sim": {"direct", "nccl_like"}, "cpu": {"direct", "mpi"}}
+def test_suites_expand(name: str) -> None:
+    worlds = {
+        "sim": {"family": {8, 16, 32}, "family-ep64": {64}}.get(name, {8, 16}),
+        "cpu": {2, 4},
+    }
+    kernels = {
+        "sim": {"family": _FAMILY, "family-ep64": _FAMILY - {"ring"}}.get(
+            name, {"direct", "nccl_like"}
+        ),
+        "cpu": {"direct", "mpi"},
+    }
     specs = expand(SUITES[name].grids)
     for device in {spec.device for spec in specs}:
         own = [spec for spec in specs if spec.device == device]
         assert {spec.world_size for spec in own} == worlds[device]
         assert {spec.kernel for spec in own} == kernels[device]
+
+
+def test_family_has_every_kernel_in_every_world_at_the_same_budgets() -> None:
+    specs = expand(SUITES["family"].grids)
+    budgets: dict[tuple[int, str, str], list[int]] = {}
+    for spec in specs:
+        assert (spec.form, spec.fabric.sm_end, spec.workload.num_tokens) == ("fresh", "mid", 4096)
+        budgets.setdefault((spec.nodes, spec.kernel, spec.variant), []).append(spec.num_sms)
+    assert {(nodes, kernel) for nodes, kernel, _ in budgets} == {
+        (nodes, kernel) for nodes in (1, 2, 4) for kernel in _FAMILY
+    }
+    assert all(
+        found == ([8, 20, 32] if kernel == "nccl_like" else [8, 12, 16, 20, 24])
+        for (_, kernel, _), found in budgets.items()
+    )
 
 
 def test_a_suite_has_nothing_for_a_device(

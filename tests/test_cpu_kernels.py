@@ -16,10 +16,11 @@ from kernel_cases import (
 )
 
 from bench.cases import CaseSpec
+from bench.expand import expand
+from bench.grid import Grid
 from bench.ranks.job import Dispatcher
 from bench.ranks.request import Request
 from bench.records.record import Case, Form
-from bench.suites import Grid, expand
 from bench.timing import Timing
 from bench.tuning.runs import grid_of
 
@@ -54,23 +55,55 @@ def _whole_rows(case: KernelCase) -> KernelCase:
     return KernelCase(msgspec.structs.replace(case.grid, prefix=None, tokens=(16,)), case.forms)
 
 
-_ALL = {**CASES, **{name: _whole_rows(case) for name, case in preset_cases().items()}}
-POINTS: list[Key] = [
-    (name, world_size, kernel, variant, form)
-    for name, case in _ALL.items()
-    for world_size in WORLD_SIZES
-    for kernel, variant in protocols("cpu")
-    for form in case.forms
-    # The model of NCCL stands for no library here: its largest world is enough.
-    if kernel != "nccl_like" or world_size == max(WORLD_SIZES)
-    # A matrix of bytes is for as many ranks as it has rows.
-    if case.write_routing is not write_matrix or world_size == 4
-]
+_PRESETS = {name: _whole_rows(case) for name, case in preset_cases().items()}
+_ALL = {**CASES, **_PRESETS}
+#: Left on one node and on one SM, for the kernels that refuse these; all other cases are moved to
+#: where a kernel runs.
+_AS_IT_IS = "7 tokens of 3 ranks"
+#: Kernels that every run is compared with. What is awkward about a shape meets the same packing in
+#: all of their variants, so they take turns in the forms; the first of them stands for the others
+#: in smaller worlds.
+_BASELINES = [(kernel, variant) for kernel, variant in protocols("cpu") if kernel == "mpi"]
+_MODELS = [(kernel, variant) for kernel, variant in protocols("cpu") if kernel == "nccl_like"]
+_LARGEST_ONLY = (*_BASELINES[1:], *_MODELS)
+
+
+def _case_of(name: str, kernel: str) -> KernelCase:
+    return _ALL[name] if name == _AS_IT_IS else _ALL[name].where_it_runs(kernel)
+
+
+def _points_of(turn: int, name: str) -> Iterator[Key]:
+    """Return the runs of a case: every kernel in the largest world, some in a smaller one.
+
+    Args:
+        turn: number of the case; neighbours take turns in smaller worlds and forms.
+        name: the case.
+    """
+    case = _ALL[name]
+    for world_size in reversed(WORLD_SIZES):
+        for kernel, variant in protocols("cpu"):
+            (nodes,) = _case_of(name, kernel).grid.nodes
+            *smaller, largest = [size for size in WORLD_SIZES if size % nodes == 0]
+            # A preset is about rows, and a matrix of bytes for as many ranks as it has rows.
+            if name in _PRESETS or case.write_routing is write_matrix:
+                smaller.clear()
+            if (kernel, variant) in _LARGEST_ONLY:
+                smaller.clear()
+            turned = case.forms[turn % len(case.forms)]
+            if world_size == largest:
+                is_ours = (kernel, variant) not in (*_BASELINES, *_MODELS)
+                forms = case.forms if is_ours else (turned,)
+                yield from ((name, world_size, kernel, variant, form) for form in forms)
+            elif smaller and world_size == smaller[turn % len(smaller)]:
+                yield (name, world_size, kernel, variant, turned)
+
+
+POINTS = [point for turn, name in enumerate(_ALL) for point in _points_of(turn, name)]
 
 
 def _spec(key: Key, folder: Path) -> CaseSpec:
     name, world_size, kernel, variant, form = key
-    case = _ALL[name] if name in CASES else _ALL[name].where_it_runs(kernel)
+    case = _case_of(name, kernel)
     most_sms = 2 if kernel in IN_PAIRS else 3
     moved = KernelCase(on_cpu(case.grid, world_size, most_sms), case.forms, case.write_routing)
     return moved.spec(kernel, variant, form, folder)
@@ -80,12 +113,9 @@ class _Results:
     """Cases of the points that were collected, from ranks that go on while tests look."""
 
     def __init__(self, points: list[Key], folder: Path) -> None:
-        grids, self._order = [], []
-        for key in points:
-            spec = _spec(key, folder)
-            grids.append(grid_of(spec))
-            self._order.append((key, spec))
-        expected = [spec.case_id("pair") for _, spec in self._order]
+        self._specs_of = {key: _spec(key, folder) for key in points}
+        grids = [grid_of(spec) for spec in self._specs_of.values()]
+        expected = [spec.case_id("pair") for spec in self._specs_of.values()]
         specs = expand(grids)
         assert [spec.case_id("pair") for spec in specs] == list(dict.fromkeys(expected))
         self._specs = specs
@@ -96,7 +126,7 @@ class _Results:
 
     def of(self, key: Key, folder: Path) -> tuple[CaseSpec, list[Case]]:
         """Return the spec and the cases of a point."""
-        spec = next(spec for other, spec in self._order if other == key)
+        spec = self._specs_of[key]
         while spec.case_id("pair") not in self._found:
             done = self._specs[len(self._found)]
             self._found[done.case_id("pair")] = self._runner(done, lambda *_: None)
@@ -124,6 +154,18 @@ def results(request: pytest.FixtureRequest, folder: Path) -> Iterator[_Results]:
     found = _Results(points, folder)
     yield found
     found.close()
+
+
+def test_every_kernel_meets_every_case_in_every_form_and_world() -> None:
+    for kernel, variant in protocols("cpu"):
+        own = [key for key in POINTS if key[2:4] == (kernel, variant)]
+        met = {(name, form) for name, _, _, _, form in own}
+        assert {name for name, _ in met} == set(_ALL)
+        assert {form for _, form in met} == {"fresh", "cached"}
+        if kernel not in ("mpi", "nccl_like"):
+            assert met == {(name, form) for name, case in _ALL.items() for form in case.forms}
+        sizes = WORLD_SIZES if (kernel, variant) not in _LARGEST_ONLY else WORLD_SIZES[1:]
+        assert {key[1] for key in own} == set(sizes)
 
 
 @pytest.mark.parametrize("key", POINTS, ids=lambda key: "-".join(map(str, key)))

@@ -10,8 +10,10 @@ from kernel_cases import CASES, KernelCase, preset_cases, protocols, refusal
 from mutants import Mutation, install_mutant
 
 from bench import harness
+from bench.expand import expand
+from bench.grid import DEVICES, Grid, default_grid
 from bench.records.record import Case, Form
-from bench.suites import DEVICES, SUITES, Grid, default_grid, expand
+from bench.suites import SUITES
 from kernels.direct import PULL, PUSH
 from kernels.low_latency import FUSED
 from kernels.nccl_like import ALLGATHER, PADDED, SELECTION

@@ -7,13 +7,14 @@ import pytest
 from kernel_cases import protocols
 
 from bench.cli import main
+from bench.expand import expand
+from bench.grid import Grid
 from bench.harness import run_spec
 from bench.pages import render
 from bench.pages.table import build_page
 from bench.records.frame import results_frame
 from bench.records.record import Case, Run
 from bench.records.store import read_run
-from bench.suites import Grid, expand
 from comms.errors import UsageError
 from kernels.knobs import MAX_BLOCK_WARPS, Knob, too_many_warps
 from kernels.registry import find_protocol
@@ -41,6 +42,12 @@ _CORNERS = {
         "chunk_rows=1,ring_rows=2,combine_chunk_rows=1,combine_ring_rows=2",
         "chunk_rows=32,ring_rows=64,combine_chunk_rows=16,combine_ring_rows=512",
     ],
+    "ring_two_hop/rail": [
+        "dispatch_nvl_send=4,dispatch_nvl_recv=256,dispatch_rdma_send=4,dispatch_rdma_recv=64,"
+        "combine_nvl_send=1,combine_nvl_recv=256,combine_rdma_send=8,combine_rdma_recv=64",
+        "dispatch_nvl_send=44,dispatch_nvl_recv=512,dispatch_rdma_send=32,dispatch_rdma_recv=256,"
+        "combine_nvl_send=7,combine_nvl_recv=512,combine_rdma_send=32,combine_rdma_recv=256",
+    ],
     **dict.fromkeys(
         ("low_latency/fused", "low_latency/split"),
         [
@@ -49,6 +56,14 @@ _CORNERS = {
         ],
     ),
 }
+
+#: Variants whose defaults are a published table's, some of them between the choices.
+_BY_TABLE = ("ring_two_hop/rail",)
+#: Worlds that a variant refuses, by its nodes.
+_REFUSED = (
+    *(("direct/pull", 2), ("ring/chunked", 2)),
+    *(("two_hop/rail", 1), ("ring_two_hop/rail", 1)),
+)
 
 
 def _with(grid: Grid, *knob: str, **axes: object) -> Grid:
@@ -66,7 +81,7 @@ def _points() -> list[object]:
         for name, corners in _CORNERS.items()
         for corner in corners
         for nodes in (1, 2)
-        if (name, nodes) not in (("direct/pull", 2), ("two_hop/rail", 1), ("ring/chunked", 2))
+        if (name, nodes) not in _REFUSED
     ]
 
 
@@ -98,7 +113,10 @@ def test_defaults_and_choices_are_numbers_that_a_kernel_takes(name: str) -> None
         for knob in find_protocol(*name.split("/")).knobs:
             assert list(knob.choices) == sorted(set(knob.choices))
             assert knob.choices[0] >= 1
-            assert knob.of(shape) in knob.choices
+            assert knob.of(shape) in knob.choices or name in _BY_TABLE
+        if (name, nodes) not in _REFUSED:
+            protocol = find_protocol(*name.split("/"))
+            assert protocol.refuses(shape, "dispatch", cross_rail="spine") is None
 
 
 def test_a_turned_knob_changes_the_time() -> None:

@@ -4,9 +4,10 @@ import msgspec
 import pytest
 from kernel_cases import NO_PATH
 
+from bench.expand import expand
+from bench.grid import Grid
 from bench.harness import run_spec
 from bench.records.record import Case
-from bench.suites import Grid, expand
 from bench.traffic.bounds import HalfOp
 from bench.traffic.low_latency import overheads
 from kernels.low_latency import FUSED, MAX_SLOT_BYTES, slot_bytes

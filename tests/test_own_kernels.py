@@ -13,11 +13,12 @@ import pytest
 from kernel_cases import CASES
 
 from bench.cli import main
+from bench.expand import expand
+from bench.grid import Grid
 from bench.harness import run_spec
 from bench.records.frame import results_frame
 from bench.records.record import Case, Run, Source
 from bench.records.store import read_run
-from bench.suites import Grid, expand
 from comms.compiling import use_cache
 from comms.errors import UsageError
 from kernels.from_file import load_kernel_file

@@ -9,8 +9,8 @@ from kernel_cases import CASES, KernelCase, write_few_tokens
 from mutants import Mutation, install_mutant
 
 from bench import harness
+from bench.grid import Grid
 from bench.records.record import Case, Form
-from bench.suites import Grid
 from kernels.protocol import Protocol
 from kernels.ring import PROTOCOLS, regions, settings
 from kernels.shape import Shape

@@ -8,8 +8,8 @@ from kernel_cases import KernelCase
 from mutants import Mutation, install_mutant
 
 from bench import harness
+from bench.grid import Grid
 from bench.records.record import Form
-from bench.suites import Grid
 from kernels.ring_two_hop import PROTOCOLS
 from kernels.ring_two_hop.knobs import KNOBS
 from kernels.shape import Shape

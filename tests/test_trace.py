@@ -18,9 +18,10 @@ from test_engine_errors import line_of
 from bench import harness
 from bench.check import CheckResult
 from bench.cli import main
+from bench.expand import expand
+from bench.grid import Grid
 from bench.harness import run_spec
 from bench.observed import Observed
-from bench.suites import Grid, expand
 from bench.timeline import traced
 from bench.timeline.busy import Busy
 from bench.timeline.events import trace_events, write_trace

@@ -12,11 +12,12 @@ from mutants import Mutation, install_mutant
 
 from bench.cases import CaseSpec, blank_case
 from bench.cli import main
+from bench.expand import expand
+from bench.grid import Grid
 from bench.pages import render
 from bench.ranks.request import Request
 from bench.records.record import Case
 from bench.records.store import read_run
-from bench.suites import Grid, expand
 from bench.timing import Timing
 from bench.tuning import runs
 from bench.tuning.apply import MATCHED, point_of, with_tuned

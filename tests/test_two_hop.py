@@ -8,7 +8,7 @@ from kernel_cases import KernelCase
 from mutants import Mutation, install_mutant
 
 from bench import harness
-from bench.suites import Grid
+from bench.grid import Grid
 from kernels.two_hop import PROTOCOLS
 
 (RAIL,) = PROTOCOLS

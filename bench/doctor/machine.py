@@ -167,7 +167,8 @@ def _default_need() -> tuple[float, int, int]:
     """Return bytes per token and rank of the default case that needs most, its tokens and ranks."""
     import numpy as np
 
-    from bench.suites import DEFAULTS, expand
+    from bench.expand import expand
+    from bench.grid import DEFAULTS
     from comms.memory import Layout
     from kernels.devices.base import World, user_regions
 

@@ -47,19 +47,58 @@ def build_overview(runs: Sequence[Run], budgets: Sequence[int]) -> Sheet:
     """
     cases = [case for run in runs for case in run.cases]
     fidelities = sorted({case.fidelity for case in cases})
-    worlds: dict[tuple[object, ...], list[Case]] = {}
+    settings: dict[tuple[object, ...], list[Case]] = {}
     for case in cases:
         if case.sm_copy == "mid" and case.form == "fresh" and not case.turned:
-            worlds.setdefault(_workload_of(case), []).append(case)
+            settings.setdefault(_setting_of(case), []).append(case)
     return Sheet(
         heading=(*(FIDELITY[one] for one in fidelities), *LEGEND),
-        tables=tuple(_table(found, budgets) for found in worlds.values()),
-        footer=(f"Runs: {', '.join(f'{run.run_id} of {run.start_time}' for run in runs)}.",),
+        tables=tuple(_table(found, budgets) for found in settings.values()),
+        footer=(f"Runs: {', '.join(map(_named, runs))}.",),
     )
 
 
-def _workload_of(case: Case) -> tuple[object, ...]:
-    return (case.device, case.fabric, case.preset, case.num_tokens, case.routing, case.hidden)
+def _named(run: Run) -> str:
+    return f"{run.run_id} of {run.start_time}" + ("" if run.complete else ", INCOMPLETE")
+
+
+def _setting_of(case: Case) -> tuple[object, ...]:
+    """Return what the rows of a table have in common: all but world, kernel and SMs."""
+    return (
+        case.device,
+        case.fidelity,
+        case.fabric,
+        case.cross_rail,
+        case.preset,
+        case.num_tokens,
+        case.hidden,
+        case.num_experts,
+        case.num_topk,
+        case.dispatch_dtype,
+        case.combine_dtype,
+        case.routing,
+        case.masked_ratio,
+        case.seed,
+        case.skew_us,
+    )
+
+
+def _title(case: Case) -> str:
+    links = (case.fabric, f"cross-rail {case.cross_rail}")
+    parts = [
+        case.fidelity.upper(),
+        *(links if case.device == "sim" else (f"device {case.device}",)),
+        case.preset,
+        f"hidden {case.hidden}, {case.num_experts} experts, top-{case.num_topk}",
+        f"{case.num_tokens} tokens per rank",
+        f"{case.routing} seed {case.seed}",
+        f"{case.dispatch_dtype} + {case.combine_dtype}",
+    ]
+    if case.masked_ratio:
+        parts.append(f"masked {case.masked_ratio:g}")
+    if case.skew_us:
+        parts.append(f"skew {case.skew_us:g} us")
+    return " | ".join(parts)
 
 
 def _table(cases: Sequence[Case], budgets: Sequence[int]) -> Table:
@@ -83,9 +122,8 @@ def _table(cases: Sequence[Case], budgets: Sequence[int]) -> Table:
             asked = [points[num_sms] for num_sms in budgets if num_sms in points]
             shown = [best, *(point for point in asked if point is not best)]
             rows += [_cells(kernel, point, point is best, rivals) for point in shown]
-    routing = f"{first.routing} routing"
     return Table(
-        title=f"{first.fabric} | {first.preset} | {first.num_tokens} tokens per rank | {routing}",
+        title=_title(first),
         names=NAMES,
         units=UNITS,
         rows=tuple(rows),
@@ -116,7 +154,7 @@ def _cells(
         _of_best(pair),
         f"{_ratio(dedup, pair):.2f}" if dedup else "-",
         _factors(selection, pair),
-        str(pair.check.num_wrong),
+        str(pair.check.num_wrong) if pair.check.num_checked else "N/A",
     )
 
 

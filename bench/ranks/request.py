@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 
 from bench.cases import CaseSpec
+from bench.expand import expand
+from bench.grid import Grid
 from bench.ranks.supervisor import Supervisor
 from bench.records.record import Case, Rank
 from bench.records.store import write_atomic
-from bench.suites import Grid, expand
 from bench.timing import Timing
 from bench.tuning.apply import with_tuned
 from bench.tuning.tuned_file import Tuned

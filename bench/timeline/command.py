@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from bench.cases import CaseSpec
+from bench.expand import expand
 from bench.progress import open_progress
 from bench.resolve import resolve
-from bench.suites import expand
 from bench.timeline.events import write_trace
 from bench.timeline.page import summary_page
 from bench.timeline.summary import summarize

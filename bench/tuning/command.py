@@ -77,7 +77,7 @@ def tune(context: click.Context, argv: list[str], show: Callable[[Page, Path | N
     Raises:
         EpbenchError: it did not end well.
     """
-    from bench.suites import expand
+    from bench.expand import expand
     from bench.tuning.page import tuned_page
     from bench.tuning.runs import runner
     from bench.tuning.tuned_file import Tuned

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from bench.grid import Grid
 from bench.ranks.job import Dispatcher
 from bench.ranks.request import Request
-from bench.suites import Grid
 
 if TYPE_CHECKING:
     from bench.cases import CaseSpec

@@ -1,0 +1,172 @@
+"""How grids of axes expand into specs, one for each combination that the devices have."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from bench.cases import CaseSpec
+from bench.grid import Grid, default_grid
+from comms.errors import UsageError
+from comms.fabric import load_fabric
+from kernels.devices import MAX_CPU_SMS
+
+if TYPE_CHECKING:
+    from bench.workloads.workload import Workload
+    from kernels.from_file import KernelFile
+
+
+def expand(grids: Iterable[Grid]) -> list[CaseSpec]:
+    """Return the specs of the grids in order, each once.
+
+    Raises:
+        UsageError: an unknown name, an impossible shape or more SMs than the GPU has.
+    """
+    from bench.knobs import knob_values, turn
+
+    expanded = [(grid.knob, _expand_one(grid)) for grid in grids]
+    everything = [spec for _, found in expanded for spec in found]
+    specs: dict[str, CaseSpec] = {}
+    for given, found in expanded:
+        turned = turn(found, knob_values(given, everything)) if given else found
+        for spec in turned:
+            specs.setdefault(spec.case_id("pair"), spec)
+    return list(specs.values())
+
+
+def _expand_one(grid: Grid) -> list[CaseSpec]:
+    _refuse_axes(grid)
+    variants = _kernel_variants(grid.kernel)
+    fabrics = [
+        load_fabric(name, cross_rail=grid.cross_rail).at(end)
+        for name in grid.fabric
+        for end in grid.sm_copy
+    ]
+    specs = [
+        CaseSpec(
+            kernel=kernel,
+            variant=variant,
+            form=form,
+            device=grid.device,
+            fabric=fabric,
+            nodes=nodes,
+            ranks_per_node=ranks_per_node,
+            workload=workload,
+            num_sms=num_sms,
+            skew_us=grid.skew_us,
+            source=source,
+        )
+        for nodes, ranks_per_node, workload, (kernel, variant, source), form, num_sms, fabric in (
+            itertools.product(
+                grid.nodes,
+                grid.ranks_per_node,
+                _workloads(grid),
+                variants,
+                grid.form,
+                grid.num_sms,
+                fabrics,
+            )
+        )
+    ]
+    for spec in specs:
+        shape = spec.shape()
+        if spec.source:
+            from kernels.well_formed import refuse_malformed
+
+            refuse_malformed(spec.source, spec.variant, shape)
+        if spec.device == "cpu" and spec.num_sms > MAX_CPU_SMS:
+            raise UsageError(
+                f"num_sms must be at most {MAX_CPU_SMS} on device cpu, where an SM is a thread, "
+                f"got {spec.num_sms}"
+            )
+        if spec.device == "sim" and spec.num_sms > spec.fabric.num_sms:
+            raise UsageError(
+                f"num_sms must be at most the {spec.fabric.num_sms} SMs of {spec.fabric.gpu}, "
+                f"got {spec.num_sms}"
+            )
+    return specs
+
+
+def _refuse_axes(grid: Grid) -> None:
+    """Refuse axes that a device does not have."""
+    expected = default_grid(grid.device)
+    if grid.device == "sim":
+        return
+    for axis in ("fabric", "sm_copy", "skew_us", "prefix"):
+        value, only = getattr(grid, axis), getattr(expected, axis)
+        if value != only:
+            got = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            told = {None: "full"}.get(only, ",".join(only) if isinstance(only, tuple) else only)
+            raise UsageError(
+                f"{axis} must be {told} on device {grid.device}, whose clocks, links and rows are "
+                f"real: leave it out, got {got}"
+            )
+
+
+def _workloads(grid: Grid) -> list[Workload]:
+    from bench.workloads.presets import preset
+    from bench.workloads.workload import Workload
+
+    workloads = []
+    for name, dtype, tokens, routing in itertools.product(
+        grid.preset, grid.dispatch_dtype, grid.tokens, grid.routing
+    ):
+        model = preset(name)
+        workloads.append(
+            Workload(
+                preset=name,
+                num_tokens=tokens,
+                hidden=model.hidden if grid.hidden is None else grid.hidden,
+                num_experts=model.num_experts if grid.num_experts is None else grid.num_experts,
+                num_topk=model.num_topk if grid.num_topk is None else grid.num_topk,
+                num_groups=model.num_groups,
+                num_topk_groups=model.num_topk_groups,
+                dispatch_dtype=dtype,
+                combine_dtype="bf16",
+                routing=routing,
+                seed=grid.seed,
+                masked_ratio=grid.masked_ratio,
+                prefix=grid.prefix,
+            )
+        )
+    return workloads
+
+
+def _kernel_variants(asked: tuple[str, ...]) -> list[tuple[str, str, KernelFile | None]]:
+    from kernels.registry import kernel_names, variants
+
+    names = kernel_names()
+    found: list[tuple[str, str, KernelFile | None]] = []
+    for item in asked or names:
+        if ":" in item or item.endswith(".py"):
+            found.extend(_from_file(item, names))
+            continue
+        kernel, slash, variant = item.partition("/")
+        if kernel not in names:
+            raise UsageError(f"no kernel {kernel!r}{_nearest(kernel, names)}")
+        if slash and variant not in variants(kernel):
+            raise UsageError(
+                f"no variant {variant!r} of {kernel}{_nearest(variant, variants(kernel))}"
+            )
+        found.extend((kernel, each, None) for each in ([variant] if slash else variants(kernel)))
+    return found
+
+
+def _from_file(asked: str, names: list[str]) -> list[tuple[str, str, KernelFile | None]]:
+    from kernels.from_file import load_kernel_file
+
+    source, chosen = load_kernel_file(asked)
+    if source.kernel in names:
+        raise UsageError(
+            f"{source.path}:{source.name} calls its kernel {source.kernel}, which is the name of a "
+            "built-in one; give it another"
+        )
+    return [(source.kernel, variant, source) for variant in chosen]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    return f"{meant or ';'} known: {', '.join(known)}"
