@@ -204,7 +204,7 @@ def test_a_kernel_without_knobs_says_so() -> None:
         ("direct/pull", "pull_warps=33", "pull_warps must be at most 32, the warps of a block"),
         ("two_hop/rail", "channel_warps=12", "2 x channel_warps + forward_warps must be at most"),
         ("two_hop/rail", "reduce_warps=32", "channel_warps + reduce_warps must be at most 32"),
-        ("two_hop/rail", "ring_rows=9", "ring_rows must be a multiple of chunk_rows, got 9 and 4"),
+        ("two_hop/rail", "ring_rows=9", "ring_rows must be a multiple of chunk_rows, got 9 and 8"),
     ],
 )
 def test_combinations_that_cannot_run_are_skipped_with_a_reason(
