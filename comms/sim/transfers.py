@@ -182,23 +182,31 @@ class Span(NamedTuple):
 
 
 @inner
-def put(e: int, warp: int, path: Path, offset: int, span: Span) -> None:
-    """Post the write of memory of `path.via` to (path.rank, offset) on another node."""
-    pay(e, warp, header(e).nic_post)
-    give_to_nic(e, warp, path, offset, span)
-
-
-@inner
-def give_to_nic(e: int, warp: int, path: Path, offset: int, span: Span) -> None:
-    """Queue a write that has been posted, or the next part of one; it is read on arrival."""
+def new_put(e: int, warp: int, path: Path, offset: int, span: Span) -> int:
+    """Return a transfer of memory of `path.via` to (path.rank, offset) on another node."""
     transfer = new_transfer(e, warp, PUT, path.rank, offset, span.num_bytes)
     t = transfer_at(e, transfer)
     t.source, t.bytes, t.key = span.address, span.wire_bytes, channel_key(e, warp, path)
     t.src_rank, t.port = path.via, NIC_OUT
+    return transfer
+
+
+@inner
+def give_to_nic(e: int, warp: int, transfer: int) -> None:
+    """Queue a write that has been posted, or the next part of one; it is read on arrival."""
+    t = transfer_at(e, transfer)
     channel_at(e, t.key).posted += 1
-    if not post(e, path.via * NUM_PORTS + NIC_OUT, transfer):
+    if not post(e, t.src_rank * NUM_PORTS + NIC_OUT, transfer):
         warp_at(e, warp).state = ADMIT
         suspend(e, warp)
+
+
+@inner
+def put(e: int, warp: int, path: Path, offset: int, span: Span) -> None:
+    """Write memory of `path.via` to (path.rank, offset) on another node; it is read on arrival."""
+    transfer = new_put(e, warp, path, offset, span)
+    pay(e, warp, header(e).nic_post)
+    give_to_nic(e, warp, transfer)
 
 
 @inner

@@ -279,7 +279,8 @@ def put_rows(rank: int, offset: int, rows: RowList, channel: int) -> None:
         at = rows.base + indices[index] * rows.row_bytes
         transfers.check_window(e, warp, this_rank(), at, rows.row_bytes)
         span = transfers.Span(rank_at(e, this_rank()).base + at, rows.row_bytes, wire)
-        transfers.give_to_nic(e, warp, path, offset + index * rows.row_bytes, span)
+        into = offset + index * rows.row_bytes
+        transfers.give_to_nic(e, warp, transfers.new_put(e, warp, path, into, span))
 
 
 @inner
