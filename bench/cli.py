@@ -1,4 +1,4 @@
-"""The command line: `epbench run`, `tune`, `trace`, `show`, `list` and `doctor`.
+"""The command line: `epbench run`, `tune`, `trace`, `validate`, `show`, `list` and `doctor`.
 
 Every ending is one sentence on stderr and a documented exit code. What takes long to import is
 imported by the command that needs it.
@@ -22,6 +22,7 @@ from bench.resolve import resolve, timing_of
 from bench.run_request import RunRequest
 from bench.running import interruption, raise_for_status, run_specs, say, terminable
 from bench.tuning.command import OPTIONS as TUNE_OPTIONS
+from bench.validation.command import OPTIONS as VALIDATE_OPTIONS
 from comms.errors import (
     EpbenchError,
     Interrupted,
@@ -187,6 +188,24 @@ def trace(context: click.Context, /, **_: object) -> None:
             sys.stdout.write(text)
 
     trace_command(context, say)
+
+
+@cli.command(params=[*VALIDATE_OPTIONS, _TRACEBACK])
+@click.pass_context
+def validate(context: click.Context, /, **_: object) -> int:
+    """Predict published configurations of DeepEP's first version.
+
+    Without flags the published rows that constants are fitted to, with the residuals of the
+    simulator and of a closed form (some minutes). With flags any configuration; lists give every
+    combination.
+    """
+    from bench.validation.command import validate as run_validate
+
+    settings = context.find_object(_Settings)
+    argv = ["epbench", *(settings.argv if settings else [])]
+    return run_validate(
+        context, argv, lambda page, path: _print_page(page, written=[path] if path else [])
+    )
 
 
 @cli.command(params=[_TRACEBACK])

@@ -15,7 +15,7 @@ from bench.timing import Timing
 from comms.fabric import CrossRail, End, fabric_names, load_fabric
 
 
-class _Listed(click.ParamType[tuple[object, ...]]):
+class Listed(click.ParamType[tuple[object, ...]]):
     """Comma separated items, each converted by the type `item`."""
 
     def __init__(self, item: click.ParamType[object]) -> None:
@@ -67,9 +67,9 @@ def _flattened(
     return tuple(item for items in lists for item in items)
 
 
-COUNTS = _Listed(click.IntRange(min=1))
-_NAMES = _Listed(_Word())
-SEEDS = _Listed(click.IntRange(min=0))
+COUNTS = Listed(click.IntRange(min=1))
+_NAMES = Listed(_Word())
+SEEDS = Listed(click.IntRange(min=0))
 _DEFAULT = Grid()
 
 
@@ -107,7 +107,7 @@ GRID_OPTIONS = (
         "--tokens",
         "--num-tokens",
         "tokens",
-        type_=_Listed(click.IntRange(min=0)),
+        type_=Listed(click.IntRange(min=0)),
         metavar="N,...",
         text="Tokens of a rank.",
     ),
@@ -152,14 +152,14 @@ GRID_OPTIONS = (
     _axis(
         "--form",
         "form",
-        type_=_Listed(click.Choice(get_args(Form))),
+        type_=Listed(click.Choice(get_args(Form))),
         metavar="fresh,cached",
         text="Counts exchanged or reused.",
     ),
     _axis(
         "--dispatch-dtype",
         "dispatch_dtype",
-        type_=_Listed(click.Choice(["fp8", "bf16"])),
+        type_=Listed(click.Choice(["fp8", "bf16"])),
         metavar="fp8,bf16",
         text="Rows of dispatch; combine is bf16.",
     ),
@@ -190,7 +190,7 @@ GRID_OPTIONS = (
     _axis(
         "--sm-copy",
         "sm_copy",
-        type_=_Listed(click.Choice(get_args(End))),
+        type_=Listed(click.Choice(get_args(End))),
         metavar="low,mid,high",
         text="Which end of the range of the SM's copy rate.",
     ),
@@ -298,7 +298,7 @@ TRACE_OPTIONS = (
     ),
     click.Option(
         ["--trace-ranks"],
-        type=_Listed(click.IntRange(min=0)),
+        type=Listed(click.IntRange(min=0)),
         metavar="N,...",
         help="Ranks whose warps and ports are recorded. Default: all of up to 8, else the first "
         "node's.",

@@ -8,7 +8,26 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from bench.cases import CaseSpec
-from bench.records.record import Case
+
+
+class Ended(Protocol):
+    """What is shown of an operation that has ended."""
+
+    @property
+    def op(self) -> str:
+        """The operation."""
+
+    @property
+    def status(self) -> str:
+        """`passed`, or how it went otherwise."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why it did not pass."""
+
+    @property
+    def time_us(self) -> float | None:
+        """Its time."""
 
 
 class Progress(Protocol):
@@ -20,7 +39,7 @@ class Progress(Protocol):
     def update(self, stage: str, fraction: float) -> None:
         """Report that `fraction` (0 to 1) of `stage` is done."""
 
-    def end(self, spec: CaseSpec, cases: Sequence[Case]) -> None:
+    def end(self, spec: CaseSpec, cases: Sequence[Ended]) -> None:
         """Finish a spec with its cases."""
 
 
@@ -37,7 +56,7 @@ class LineProgress:
     def update(self, stage: str, fraction: float) -> None:
         """Report a stage, which a plain log does not show."""
 
-    def end(self, spec: CaseSpec, cases: Sequence[Case]) -> None:
+    def end(self, spec: CaseSpec, cases: Sequence[Ended]) -> None:
         """Print the line of a spec."""
         self._num_done += 1
         line = f"[{self._num_done}/{self._num_specs}] {spec.label()}: {_outcome(cases)}"
@@ -71,7 +90,7 @@ class _BarProgress:
     def update(self, stage: str, fraction: float) -> None:
         self.bar.update(self._task, description=f"{self._label}: {stage} {fraction:.0%}")
 
-    def end(self, spec: CaseSpec, cases: Sequence[Case]) -> None:
+    def end(self, spec: CaseSpec, cases: Sequence[Ended]) -> None:
         self._num_done += 1
         self.bar.update(self._task, completed=self._num_done)
 
@@ -87,7 +106,7 @@ def open_progress(num_specs: int) -> Iterator[Progress]:
         yield bar
 
 
-def _outcome(cases: Sequence[Case]) -> str:
+def _outcome(cases: Sequence[Ended]) -> str:
     bad = [case for case in cases if case.status != "passed"]
     if bad:
         return f"{bad[0].status} ({bad[0].reason})"

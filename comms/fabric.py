@@ -67,6 +67,8 @@ class SmConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layout_ns_per_token: Constant
     read_request_bytes: Constant
     read_request_span_bytes: Constant
+    write_ack_bytes: Constant
+    write_packet_bytes: Constant
     word_bytes: Constant
 
 

@@ -22,8 +22,8 @@ from kernels.isa.entry import fiber_entry
 #: Costs of the `h800` profile in picoseconds, written down again so that a wrong unit is seen.
 WORD, L2, POLL, SYNC, FENCE, GAP = 10_000, 270_000, 300_000, 64_000, 500_000, 1_000_000
 LATENCY, NIC_LATENCY, NIC_POST, NIC_MESSAGE = 750_000, 2_800_000, 300_000, 10_000
-LINK_MBPS, NIC_MBPS, HBM_MBPS, SM_MBPS = 160_000, 48_500, 3_350_000, 35_000
-WORD_BYTES = 32
+LINK_MBPS, NIC_MBPS, HBM_MBPS, SM_MBPS = 160_000, 47_000, 3_350_000, 40_000
+WORD_BYTES, ACK_BYTES, PACKET_BYTES = 32, 19, 128
 
 REGIONS = {"x": 1 << 16, "recv": 1 << 20, "flags": 4096, "out": 1 << 16}
 #: Bytes of a row in memory and on the wire: an FP8 row of 7168 elements.

@@ -28,16 +28,16 @@ def test_bound_of_nvlink(port: str) -> None:
 
 @pytest.mark.parametrize("port", ["nic_out", "nic_in"])
 def test_bound_of_the_nic(port: str) -> None:
-    # 48.5 GB/s, 2.8 us.
-    assert bound_us(_ports(**{port: [48_500, 3]}), H800) == pytest.approx(3.8, abs=1e-9)
-    assert bound_us(_ports(**{port: [0, 48_501]}), H800) == pytest.approx(3.800021, abs=1e-9)
+    # 47 GB/s, 2.8 us.
+    assert bound_us(_ports(**{port: [47_000, 3]}), H800) == pytest.approx(3.8, abs=1e-9)
+    assert bound_us(_ports(**{port: [0, 47_001]}), H800) == pytest.approx(3.800022, abs=1e-9)
 
 
 def test_the_slower_link_binds_with_its_latency() -> None:
-    both = _ports(nvlink_out=[16_000_000, 0], nic_in=[48_500, 0])
+    both = _ports(nvlink_out=[16_000_000, 0], nic_in=[47_000, 0])
     assert bound_us(both, H800) == pytest.approx(100.75, abs=1e-9)
     # NVLink's transfer takes longer, the NIC's transfer and latency together do.
-    close = _ports(nvlink_out=[320_000, 0], nic_in=[48_500, 0])
+    close = _ports(nvlink_out=[320_000, 0], nic_in=[47_000, 0])
     assert bound_us(close, H800) == pytest.approx(3.8, abs=1e-9)
 
 
@@ -59,9 +59,9 @@ def test_a_cap_that_is_no_whole_number_is_used_in_mb_per_s() -> None:
 
 
 def test_pairs_add() -> None:
-    one, two = _ports(nvlink_out=[16_000_000, 0]), _ports(nic_in=[0, 48_500])
+    one, two = _ports(nvlink_out=[16_000_000, 0]), _ports(nic_in=[0, 47_000])
     assert pair_bound_us(one, two, H800) == pytest.approx(104.55, abs=1e-9)
     total = one + two
-    assert (total.nvlink_out.tolist(), total.nic_in.tolist()) == ([16_000_000, 0], [0, 48_500])
+    assert (total.nvlink_out.tolist(), total.nic_in.tolist()) == ([16_000_000, 0], [0, 47_000])
     assert not total.nvlink_in.any()
     assert not total.nic_out.any()

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.traffic.bounds import (
+    Flits,
     HalfOp,
-    ReadRequests,
     byte_totals,
     port_bytes,
 )
@@ -29,7 +29,7 @@ FP8_ROW, BF16_ROW = 224, 416
 Flows = Counter[tuple[str, int, int]]
 
 H800 = load_fabric("h800")
-REQUESTS = ReadRequests(request_bytes=16, span_bytes=128)
+REQUESTS = Flits(flit_bytes=16, packet_bytes=128)
 ROUTES: tuple[Route, ...] = ("one_hop", "rail", "pxn")
 GRANULARITIES: tuple[Granularity, ...] = ("rank", "selection")
 OPS: tuple[HalfOp, ...] = ("dispatch", "combine")
@@ -202,29 +202,31 @@ def test_only_exact_rows_share_a_copy_over_the_rail() -> None:
 
 
 @pytest.mark.parametrize(("route", "granularity", "op"), COMBINATIONS)
-def test_pulls_add_requests_against_the_rows_of_a_node(
+def test_flits_go_against_the_rows_of_a_node(
     route: Route, granularity: Granularity, op: HalfOp
 ) -> None:
     shape = _shape(2, 2, 16, 3)
     _, plan = _plan(shape, 20)
     asked = {"route": route, "granularity": granularity, "op": op}
-    # One request for a whole row of any size, so that bytes of requests count rows.
-    pushed = port_bytes(plan, shape, route=route, granularity=granularity, op=op)
-    pulled = port_bytes(
-        plan, shape, route=route, granularity=granularity, op=op, pull=ReadRequests(1, 10**6)
+    # One flit for a whole row of any size, so that their bytes count rows.
+    rows = port_bytes(plan, shape, route=route, granularity=granularity, op=op)
+    found = port_bytes(
+        plan, shape, route=route, granularity=granularity, op=op, against=Flits(1, 10**6)
     )
     row = BF16_ROW if op == "combine" else FP8_ROW + 8 * (1 if granularity == "selection" else 3)
-    assert pushed.nvlink_out.sum() > 0, asked
-    assert np.array_equal(pulled.nvlink_out - pushed.nvlink_out, pushed.nvlink_in // row)
-    assert np.array_equal(pulled.nvlink_in - pushed.nvlink_in, pushed.nvlink_out // row)
-    # Loads reach one node: between nodes rows are pushed in any case.
-    assert np.array_equal(pulled.nic_out, pushed.nic_out)
-    assert np.array_equal(pulled.nic_in, pushed.nic_in)
+    assert rows.nvlink_out.sum() > 0, asked
+    assert np.array_equal(found.nvlink_out - rows.nvlink_out, rows.nvlink_in // row)
+    assert np.array_equal(found.nvlink_in - rows.nvlink_in, rows.nvlink_out // row)
+    # Between nodes they are in the NIC's payload rate.
+    assert np.array_equal(found.nic_out, rows.nic_out)
+    assert np.array_equal(found.nic_in, rows.nic_in)
 
 
-def test_requests_are_whole_spans() -> None:
+def test_flits_are_for_whole_packets() -> None:
     assert [REQUESTS.per_row(num_bytes) for num_bytes in (1, 128, 129, 14336)] == [16, 16, 32, 1792]
-    assert ReadRequests.of(H800) == REQUESTS
+    assert Flits.of(H800, pulled=True) == REQUESTS
+    ack_bytes = int(H800.sm.write_ack_bytes.value)
+    assert Flits.of(H800, pulled=False) == Flits(flit_bytes=ack_bytes, packet_bytes=128)
 
 
 def test_totals_by_hand() -> None:

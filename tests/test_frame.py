@@ -22,7 +22,7 @@ def test_cells_are_scalars_with_nested_fields_flattened(run: Run) -> None:
     assert case.bytes is not None
     assert row["bytes_nvlink"] == case.bytes.nvlink
     assert row["check_num_checked"] == 77
-    assert row["caps_rdma_gbs"] == 48.5
+    assert row["caps_rdma_gbs"] == 47.0
     assert row["sim_events"] == 10
     assert row["num_samples"] == 2
     assert not [

@@ -56,7 +56,7 @@ def test_overheads_are_those_of_the_constants() -> None:
     combine = {cost.name: cost.us for cost in overheads(spec.fabric, _shape(8), "combine")}
     # 56 far ranks, 16 rows to each, a signal for every 4.
     assert combine["entries, counts and signals"] == pytest.approx(56 * 4 * 0.01)
-    assert combine["last token's sum by one SM"] == pytest.approx(0.24 + 8 * 14336 / 35_000 + 0.54)
+    assert combine["last token's sum by one SM"] == pytest.approx(0.24 + 8 * 14336 / 40_000 + 0.54)
 
 
 def test_the_halves_are_phases_of_their_own() -> None:

@@ -131,7 +131,7 @@ def test_blank_case_repeats_the_axes_and_the_caps(specs: list[CaseSpec]) -> None
     row = blank_case(spec, "pair", "error", reason="why", impl="numba", granularity="rank")
     assert {name: getattr(row, name) for name in spec.axes()} == spec.axes()
     assert row.world_size == 16
-    assert (row.caps.nvlink_gbs, row.caps.rdma_gbs) == (160.0, 48.5)
+    assert (row.caps.nvlink_gbs, row.caps.rdma_gbs) == (160.0, 47.0)
     free = dataclasses.replace(spec, fabric=load_fabric("uncapped"))
     uncapped = blank_case(free, "pair", "error", reason="why", impl="numba", granularity="rank")
     assert uncapped.caps.nvlink_gbs is None

@@ -66,7 +66,7 @@ def test_numbers_of_a_row(run: Run) -> None:
     }
     assert {name: cell(block, "direct/pull", 8, name) for name in expected} == expected
     assert block.units[COLUMNS.index("nvlink")] == "(of 160)"
-    assert block.units[COLUMNS.index("rdma")] == "(of 48.5)"
+    assert block.units[COLUMNS.index("rdma")] == "(of 47)"
 
 
 def with_times(run: Run, kernel: str, times_us: dict[int, float]) -> Run:

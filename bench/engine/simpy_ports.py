@@ -48,6 +48,8 @@ class Costs:
     link_bytes: int
     request_bytes: int
     request_span: int
+    ack_bytes: int
+    packet_bytes: int
     word_bytes: int
 
     @classmethod
@@ -72,6 +74,8 @@ class Costs:
             link_bytes=int(link.queue_bytes.value),
             request_bytes=int(sm.read_request_bytes.value),
             request_span=int(sm.read_request_span_bytes.value),
+            ack_bytes=int(sm.write_ack_bytes.value),
+            packet_bytes=int(sm.write_packet_bytes.value),
             word_bytes=int(sm.word_bytes.value),
         )
 
@@ -134,6 +138,7 @@ class Egress:
         self.latency = latency
         self.limit = limit
         self.num_bytes = 0
+        self.free_at = 0
         self.busy = False
         self.ingresses: list[Ingress] = []
         self.queues: dict[int, deque[Transfer]] = {}
@@ -195,17 +200,19 @@ class Egress:
         env = self.env
         num_bytes = transfer.num_bytes
         duration = cost(num_bytes, self.mbps)
-        delay = duration + self.latency
+        begin = max(env.now, self.free_at)
+        self.free_at = begin + duration
+        delay = self.free_at + self.latency - env.now
         if self.ingresses:
             into = self.ingresses[transfer.dst]
             into.num_bytes += num_bytes
-            last = max(env.now + self.latency, into.free_at) + cost(num_bytes, into.mbps)
+            last = max(begin + self.latency, into.free_at) + cost(num_bytes, into.mbps)
             into.free_at = max(last, env.now + delay)
             env.timeout(into.free_at - env.now, transfer).callbacks.append(into.arrive)
         else:
             env.timeout(delay, transfer).callbacks.append(_arrive_locally)
         self.busy = True
-        env.timeout(duration, room).callbacks.append(self._served)
+        env.timeout(self.free_at - env.now, room).callbacks.append(self._served)
 
     def _served(self, event: Event) -> None:
         self.num_bytes -= event.value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from bench.engine.simpy_ports import Costs, Egress, Environment, Ingress, Transfer
+from bench.engine.simpy_ports import Costs, Egress, Environment, Ingress, Transfer, cost
 from bench.engine.simpy_warps import Block, Flag, Steps, Warp
 from comms.errors import UsageError
 from comms.fabric import Fabric
@@ -67,7 +67,16 @@ class World:
         """Return a write of rows to `dst`, which the warp has yet to post."""
         warp.outstanding += 1
         local = dst == warp.rank
-        return Transfer(warp, dst, num_bytes, _written_here if local else _written_there)
+        return Transfer(warp, dst, num_bytes, _written_here if local else self._written_there)
+
+    def _written_there(self, transfer: Transfer) -> None:
+        """Send back what acknowledges a row: time of both ports of the other direction."""
+        costs = self.costs
+        packets = -(-transfer.num_bytes // costs.packet_bytes)
+        answer = cost(packets * costs.ack_bytes, costs.link_mbps)
+        for port in (self.nodes[transfer.dst].link, self.ingresses[transfer.warp.rank]):
+            port.free_at = max(port.free_at, self.env.now) + answer
+        transfer.warp.acknowledged(transfer, costs.link_latency)
 
     def add(self, warp: Warp, dst: int, flag: Flag) -> Steps:
         """Add one to a flag of `dst`."""
@@ -117,7 +126,3 @@ class World:
 
 def _written_here(transfer: Transfer) -> None:
     transfer.warp.acknowledged(transfer, transfer.warp.costs.l2)
-
-
-def _written_there(transfer: Transfer) -> None:
-    transfer.warp.acknowledged(transfer, transfer.warp.costs.link_latency)

@@ -1,10 +1,8 @@
-"""The published points that constants are fitted to, as exchanges that the simulator can run."""
+"""The published points about NCCL, as exchanges that the simulator can run."""
 
-import csv
 from dataclasses import dataclass
-from pathlib import Path
 
-CALIBRATION = Path(__file__).parent / "data" / "calibration.csv"
+from bench.fitting.published import read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +46,15 @@ _EXCHANGES = {
 
 def read_points() -> tuple[Point, Point]:
     """Return the rate of large messages and the floor of small ones, in this order."""
-    with CALIBRATION.open(newline="") as file:
-        rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        found = {row["metric"]: row for row in rows if row["kernel"] == "ncclAlltoAll"}
+    found = {row.metric: row for row in read_rows() if row.kernel == "ncclAlltoAll"}
     large, small = (
         Point(
             metric=metric,
             pair_bytes=pair_bytes,
             hidden=hidden,
             is_rate=is_rate,
-            published=float(found[metric]["value"]),
-            world_size=int(found[metric]["ranks"]),
+            published=found[metric].value,
+            world_size=found[metric].ranks,
         )
         for metric, (pair_bytes, hidden, is_rate) in _EXCHANGES.items()
     )

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from bench.records.record import Bytes, Gbs
 from bench.traffic.bounds import (
     ByteTotals,
+    Flits,
     HalfOp,
     PortBytes,
-    ReadRequests,
     bound_us,
     byte_totals,
     port_bytes,
@@ -30,13 +30,20 @@ class Account:
 
     def own_us(self, halves: Sequence[HalfOp]) -> float:
         """Return the least time for the bytes that the protocol must move."""
-        return sum(bound_us(self._own(half), self.fabric) for half in halves)
+        return sum(bound_us(self._own(half, with_acks=True), self.fabric) for half in halves)
 
     def best_us(self, halves: Sequence[HalfOp]) -> float:
         """Return the least time for one copy per node over the rail, forwarded there."""
         return sum(
             bound_us(
-                port_bytes(self.plan, self.shape, route="rail", granularity="rank", op=half),
+                port_bytes(
+                    self.plan,
+                    self.shape,
+                    route="rail",
+                    granularity="rank",
+                    op=half,
+                    against=Flits.of(self.fabric, pulled=False),
+                ),
                 self.fabric,
             )
             for half in halves
@@ -83,13 +90,17 @@ class Account:
             for half in halves
         )
 
-    def _own(self, op: HalfOp) -> PortBytes:
-        """Return the bytes that ports must move for the protocol."""
+    def _own(self, op: HalfOp, *, with_acks: bool = False) -> PortBytes:
+        """Return the bytes that ports must move for the protocol.
+
+        What acknowledges rows that are pushed takes time, and is not counted as moved.
+        """
         protocol, route = self.protocol, self.protocol.route
         if route == "pxn" and self.fabric.cross_rail == "spine":
             one_hop: Route = "one_hop"
             route = one_hop
-        pull = ReadRequests.of(self.fabric) if protocol.pulls and op == "combine" else None
+        is_pulled = protocol.pulls and op == "combine"
+        against = Flits.of(self.fabric, pulled=is_pulled) if is_pulled or with_acks else None
         return port_bytes(
             self.plan,
             self.shape,
@@ -97,5 +108,5 @@ class Account:
             granularity=protocol.granularity,
             op=op,
             splits=protocol.splits,
-            pull=pull,
+            against=against,
         )

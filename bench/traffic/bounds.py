@@ -23,7 +23,7 @@ _PS_PER_US = 10**6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PortBytes:
-    """Physical bytes through the ports of every rank: padded rows, top-k entries, read requests.
+    """Physical bytes through the ports of every rank: padded rows, top-k entries, flits against.
 
     Words that synchronise are left out, so these are the least that a route needs.
 
@@ -79,27 +79,28 @@ class ByteTotals:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadRequests:
-    """What a reader sends to pull a remote row.
+class Flits:
+    """What goes over NVLink against a row: a read is asked for, a write is acknowledged.
 
     Attributes:
-        request_bytes: bytes of one request.
-        span_bytes: bytes that it fetches.
+        flit_bytes: bytes of one request or acknowledgement.
+        packet_bytes: bytes of the row that it stands for.
     """
 
-    request_bytes: int
-    span_bytes: int
+    flit_bytes: int
+    packet_bytes: int
 
     @classmethod
-    def of(cls, fabric: Fabric) -> "ReadRequests":
-        """Return the requests of a fabric's SMs."""
-        return cls(
-            int(fabric.sm.read_request_bytes.value), int(fabric.sm.read_request_span_bytes.value)
-        )
+    def of(cls, fabric: Fabric, *, pulled: bool) -> "Flits":
+        """Return the requests or the acknowledgements of a fabric's SMs."""
+        sm = fabric.sm
+        if pulled:
+            return cls(int(sm.read_request_bytes.value), int(sm.read_request_span_bytes.value))
+        return cls(int(sm.write_ack_bytes.value), int(sm.write_packet_bytes.value))
 
     def per_row(self, num_bytes: int) -> int:
-        """Return the bytes of requests that fetch a row of `num_bytes`."""
-        return -(-num_bytes // self.span_bytes) * self.request_bytes
+        """Return the bytes against a row of `num_bytes`."""
+        return -(-num_bytes // self.packet_bytes) * self.flit_bytes
 
 
 def port_bytes(
@@ -110,7 +111,7 @@ def port_bytes(
     granularity: Granularity,
     op: HalfOp,
     splits: Splits = "exact",
-    pull: ReadRequests | None = None,
+    against: Flits | None = None,
 ) -> PortBytes:
     """Return the bytes that every port must move.
 
@@ -134,7 +135,7 @@ def port_bytes(
         op: `"dispatch"` or `"combine"`.
         splits: the rows between every two ranks: those of the plan (`exact`), as many as between
             any two (`padded`), or `num_tokens` of the shape (`gathered`); `rail` has exact ones.
-        pull: requests that the receiver of each NVLink hop pays, None where rows are pushed.
+        against: what each row of an NVLink hop has against it, None for nothing.
     """
     assert splits == "exact" or route != "rail", f"{splits} rows have no tokens to share a copy"
     rows = _rows(plan, shape, granularity, splits)
@@ -145,8 +146,8 @@ def port_bytes(
     else:
         moved = rows if op == "dispatch" else rows.T
         nvlink, nic = direct_hops(plan, moved, row_bytes, via_peer=route == "pxn")
-    nvlink_out, nvlink_in = _ports(nvlink, pull)
-    # Remote loads reach one node: between nodes rows are always pushed.
+    nvlink_out, nvlink_in = _ports(nvlink, against)
+    # What a NIC acknowledges with is in its payload rate.
     nic_out, nic_in = _ports(nic, None)
     return PortBytes(nvlink_out, nvlink_in, nic_out, nic_in)
 
@@ -225,11 +226,11 @@ def _row_bytes(shape: Shape, granularity: Granularity, op: HalfOp) -> int:
     return shape.dispatch_row.full_bytes + TOPK_ENTRY_BYTES * entries
 
 
-def _ports(hop: Hop, pull: ReadRequests | None) -> tuple[Int64, Int64]:
+def _ports(hop: Hop, against: Flits | None) -> tuple[Int64, Int64]:
     """Return bytes out of and into every rank's port."""
     sent, received = hop.rows.sum(axis=1), hop.rows.sum(axis=0)
-    request_bytes = pull.per_row(hop.bytes_per_row) if pull else 0
+    flit_bytes = against.per_row(hop.bytes_per_row) if against else 0
     return (
-        sent * hop.bytes_per_row + received * request_bytes,
-        received * hop.bytes_per_row + sent * request_bytes,
+        sent * hop.bytes_per_row + received * flit_bytes,
+        received * hop.bytes_per_row + sent * flit_bytes,
     )

@@ -184,6 +184,8 @@ def _costs(fabric: Fabric) -> dict[str, int]:
         "reduce_mbps": round(sm.reduce_gbs.value * 1000),
         "request_bytes": int(sm.read_request_bytes.value),
         "request_span": int(sm.read_request_span_bytes.value),
+        "ack_bytes": int(sm.write_ack_bytes.value),
+        "packet_bytes": int(sm.write_packet_bytes.value),
         "word_bytes": int(sm.word_bytes.value),
         "nvl_latency": _picoseconds(nvlink.latency_ns),
         "nic_latency": _picoseconds(nic.latency_ns),

@@ -5,7 +5,7 @@ from typing import Any
 from comms.compiling import inner
 from comms.raw import move, record_at, word_at
 from comms.sim.events import push, push_launch_end, wake
-from comms.sim.ports import free_ingress, give_transfer, meter, reply
+from comms.sim.ports import acknowledge_row, free_ingress, give_transfer, meter, reply
 from comms.sim.record import record_hop
 from comms.sim.state import (
     BUCKET,
@@ -272,6 +272,8 @@ def deliver(e: int, transfer: int) -> None:
                 after = warp_at(e, waiter - 1).next
                 wake(e, waiter - 1, now)
                 waiter = after
+    if t.port == NVL_OUT and (kind in (ROW, ROW_LATE, TOPK)):
+        acknowledge_row(e, t.src_rank, rank, t.bytes)
     # No fence of a warp covers what it gave to the NIC, so nobody waits for an acknowledgement.
     if t.port != NIC_OUT:
         acknowledge(e, t.warp, t.generation, t.group_generation, now + latency)

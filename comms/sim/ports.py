@@ -6,7 +6,8 @@ queue for its destination, and the port serves the destinations in turn. Before 
 its room at the destination's ingress is reserved; a destination without room is passed over until
 some is freed, so one that is overrun fills the shared room of its senders and then stalls them:
 nothing is ever dropped. Read requests, fetch_adds and signals are small, travel on a channel of
-their own and are served first, by the same port.
+their own and are served first, by the same port. Rows that SMs have stored over NVLink are
+acknowledged: that takes time of the ports in the other direction.
 
 Each port carries a meter that knows nothing of the queues and checks the window law at every
 completion: bytes in a window <= cap x window + one transfer.
@@ -26,6 +27,7 @@ from comms.sim.state import (
     NIC_OUT,
     NUM_PORTS,
     NVL_IN,
+    NVL_OUT,
     POOL_EMPTY,
     QUEUE,
     QUEUE_BYTES,
@@ -204,27 +206,47 @@ def leave(e: int, port: int, transfer: int) -> None:
     h = header(e)
     p = port_at(e, port)
     t = transfer_at(e, transfer)
+    # Acknowledgements that the port has taken on go first.
+    begin = max(h.now, p.free_at)
     duration = cost(t.bytes, p.mbps)
     if t.kind == READ_DATA and port % NUM_PORTS != HBM:
         move(t.slot, t.source, t.num_bytes)
     if port % NUM_PORTS == HBM:
-        arrive_at(e, port - HBM + HBM_DONE, transfer, h.now + duration + p.latency)
+        arrive_at(e, port - HBM + HBM_DONE, transfer, begin + duration + p.latency)
     else:
         if port % NUM_PORTS == NIC_OUT:
             duration = max(duration, h.nic_message)
         ingress = ingress_of(port, t.dst_rank)
         into = port_at(e, ingress)
         into.queued += t.bytes
-        last = max(h.now + p.latency, into.free_at) + cost(t.bytes, into.mbps)
-        arrival = max(last, h.now + duration + p.latency)
+        last = max(begin + p.latency, into.free_at) + cost(t.bytes, into.mbps)
+        arrival = max(last, begin + duration + p.latency)
         into.free_at = arrival
         arrive_at(e, ingress, transfer, arrival)
-    t.left = h.now
+    t.left, t.served = h.now, begin + duration - h.now
     p.busy = 1
     p.service_bytes = t.room
     p.total_bytes += t.bytes
-    meter(e, port, h.now + duration, cost(t.bytes, p.mbps))
-    push(e, h.now + duration, EV_EGRESS, port)
+    p.free_at = begin + duration
+    meter(e, port, p.free_at, cost(t.bytes, p.mbps))
+    push(e, p.free_at, EV_EGRESS, port)
+
+
+@inner
+def acknowledge_row(e: int, src_rank: int, dst_rank: int, num_bytes: int) -> None:
+    """Send back what acknowledges a row that has come by NVLink.
+
+    It takes time of the receiver's egress and of the sender's ingress, before whatever has not
+    begun there, and needs no room: a flit for each packet, on a channel of its own. Ports count the
+    bytes of rows and words, not these.
+    """
+    h = header(e)
+    answer = (num_bytes + h.packet_bytes - 1) // h.packet_bytes * h.ack_bytes
+    out = port_at(e, dst_rank * NUM_PORTS + NVL_OUT)
+    out.free_at = max(out.free_at, h.now) + cost(answer, out.mbps)
+    meter(e, dst_rank * NUM_PORTS + NVL_OUT, out.free_at, cost(answer, out.mbps))
+    into = port_at(e, src_rank * NUM_PORTS + NVL_IN)
+    into.free_at = max(into.free_at, h.now) + cost(answer, into.mbps)
 
 
 @inner

@@ -26,7 +26,6 @@ from comms.sim.state import (
     HBM,
     HBM_DONE,
     L2,
-    NIC_OUT,
     NUM_PORTS,
     READY,
     WAIT_ANY,
@@ -169,9 +168,7 @@ def record_hop(e: int, port: int, transfer: int) -> None:
     record = record_at(at, RECORD)
     record.code, record.end = t.kind, header(e).now
     record.num_bytes, record.issued, record.offset = t.bytes, t.issued, t.offset
-    record.value = cost(t.bytes, port_at(e, t.src_rank * NUM_PORTS + left_by).mbps)
-    if left_by == NIC_OUT:
-        record.value = max(record.value, header(e).nic_message)
+    record.value = t.served
     if kind != HBM_DONE:
         record.seen = cost(t.bytes, port_at(e, port).mbps)
     record.port, record.source, record.peer = left_by, t.src_rank, t.dst_rank

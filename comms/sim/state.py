@@ -74,7 +74,7 @@ HEADER = _record(
     *("ldst_copy_mbps", "ldst_flight", "ldst_issue", "ldst_load"),
     *("bulk_copy_mbps", "bulk_flight", "bulk_issue", "bulk_load"),
     *("word_issue", "l2", "poll", "sync", "fence", "launch_gap", "reduce_mbps", "layout"),
-    *("request_bytes", "request_span", "word_bytes"),
+    *("request_bytes", "request_span", "ack_bytes", "packet_bytes", "word_bytes"),
     *("nvl_latency", "nic_latency", "nic_post", "nic_message"),
     *("records", "num_records", "max_records", "num_dropped"),
 )
@@ -109,7 +109,7 @@ PORT = _record(
 TRANSFER = _record(
     *("kind", "next", "src_rank", "dst_rank", "offset", "offset2", "bytes", "num_bytes", "slot"),
     *("source", "warp", "generation", "value", "key", "time", "port", "room", "after"),
-    *("group_generation", "issued", "left"),
+    *("group_generation", "issued", "left", "served"),
 )
 RANK = _record(
     *("launch", "live_warps", "outstanding", "last_ack", "start", "end", "late", "any_head"),

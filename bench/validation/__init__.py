@@ -1,0 +1,1 @@
+"""Predictions of published configurations, beside a closed form and what was published."""

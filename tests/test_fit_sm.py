@@ -1,0 +1,161 @@
+"""The SMs' constants are where their fit ends, and stored residuals are what it leaves."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from bench.fitting import closed_form as closed_fit
+from bench.fitting import sm
+from bench.fitting.published import read_rows
+from bench.fitting.sm import SEVERAL_NODES, STAGES, Stage, Trials, is_fixed_point, read_kept
+from bench.fitting.tried import START, STEPS, Constants, committed, descend, neighbours
+from bench.validation import closed_form
+from bench.validation.calibration import read_points
+from bench.validation.prediction import read_predictions
+from bench.validation.question import WAYS
+from comms.fabric import load_fabric
+
+VALIDATION = Path(__file__).parents[1] / "results" / "reference" / "validation" / "rows.json"
+RINGS, LOW_LATENCY, _ = STAGES
+
+
+@pytest.fixture(scope="module")
+def trials() -> Trials:
+    return Trials([*RINGS.points(), *LOW_LATENCY.points()])
+
+
+def test_rows_have_their_sources_and_are_all_used() -> None:
+    rows = read_rows()
+    assert len(rows) == 14
+    assert all(row.source for row in rows)
+    published = {way.published for way in WAYS.values()} | {"ncclAlltoAll"}
+    assert {row.kernel for row in rows} == published
+    fixed = [point.row for stage in STAGES for point in stage.points()]
+    assert sorted(row.label for row in fixed) == sorted(
+        row.label for row in rows if row.kernel != "ncclAlltoAll"
+    )
+
+
+def test_rates_become_times_of_our_bytes() -> None:
+    point = next(each for each in read_points() if each.row.metric == "logical_nvlink_gbs")
+    traffic = closed_form.count(point.question, point.op)
+    # 4096 tokens of a rank reach 5.296 of 8 ranks each, in rows of 7392 B (fabric facts, 2.2).
+    assert traffic.logical_nvlink == pytest.approx(5.296 * 4096 * 7392, rel=2e-3)
+    assert point.published_us(traffic) == pytest.approx(traffic.logical_nvlink / 153e3)
+
+
+def test_committed_constants_are_where_the_fit_ends(trials: Trials) -> None:
+    for stage in (RINGS, LOW_LATENCY):
+        assert is_fixed_point(trials.among(stage), stage, committed())
+
+
+@pytest.mark.parametrize(("stage", "name"), [(RINGS, "copy_gbs"), (LOW_LATENCY, "fixed_us")])
+def test_the_fit_does_not_end_beside_it(trials: Trials, stage: Stage, name: str) -> None:
+    beside = replace(committed(), **{name: getattr(committed(), name) + getattr(STEPS, name)})
+    assert not is_fixed_point(trials.among(stage), stage, beside)
+
+
+def test_stored_times_are_what_the_simulator_gives(trials: Trials) -> None:
+    stored = {
+        (case.gpu, case.kernel, case.op, case.world_size, case.num_sms): case
+        for case in read_predictions(VALIDATION).cases
+    }
+    assert len(stored) == len(read_points())
+    for point in trials.points:
+        question = point.question
+        key = (question.gpu, question.kernel, point.op, 8, question.spec().num_sms)
+        simulated, published = trials.times_us(point, committed())
+        row = stored[key].published
+        assert row is not None
+        assert stored[key].time_us == pytest.approx(simulated, rel=1e-9)
+        assert row.time_us == pytest.approx(published, rel=1e-9)
+        assert row.residual_pct == pytest.approx(100 * (simulated / published - 1), abs=1e-6)
+
+
+def test_descent_ends_in_the_least_of_a_bowl_and_below_nothing() -> None:
+    def bowl(tried: Constants) -> float:
+        return (tried.copy_gbs - 41) ** 2 + (tried.ack_bytes - 3) ** 2
+
+    found = descend(bowl, START, RINGS.names)
+    assert (found.copy_gbs, found.ack_bytes) == (41, 3)
+    sinking = descend(lambda tried: tried.ack_bytes, START, RINGS.names)
+    assert sinking.ack_bytes == 0
+    assert math.isclose(sinking.copy_gbs, START.copy_gbs)
+
+
+def test_constants_stand_in_the_profiles_of_their_generation() -> None:
+    for gpu in ("h100", "h800", "h200", "h20"):
+        fabric = load_fabric(gpu)
+        ours = committed().fabric(gpu)
+        assert fabric.sm == ours.sm
+        assert fabric.nic == ours.nic
+        for constant in (
+            fabric.sm.ldst.copy_gbs,
+            fabric.sm.write_ack_bytes,
+            fabric.nic.payload_gbs,
+        ):
+            assert constant.source.startswith("fitted to")
+            assert constant.low is not None
+            assert constant.high is not None
+            assert constant.low <= constant.value <= constant.high
+
+
+def _kept_objectives() -> dict[float, float]:
+    objectives: dict[float, float] = {}
+    for one in read_kept():
+        square = math.log(one.simulated_us / one.published_us) ** 2
+        objectives[one.nic_gbs] = objectives.get(one.nic_gbs, 0.0) + square
+    return objectives
+
+
+def test_the_nics_rate_is_where_its_fit_ended() -> None:
+    rate = committed().nic_gbs
+    rates = [rate, *(one.nic_gbs for one in neighbours(committed(), SEVERAL_NODES.names))]
+    objectives = _kept_objectives()
+    assert sorted(objectives) == sorted(rates)
+    assert len(read_kept()) == len(rates) * len(SEVERAL_NODES.points())
+    assert min(objectives, key=lambda tried: objectives[tried]) == rate
+
+
+@pytest.mark.slow
+def test_times_of_several_nodes_are_those_that_were_kept() -> None:
+    points = [each for each in SEVERAL_NODES.points() if each.question.kernel == "low_latency"]
+    kept = {(one.row, one.nic_gbs): one for one in read_kept()}
+    trials = Trials(points)
+    for point in points:
+        one = kept[point.row.label, committed().nic_gbs]
+        found = trials.times_us(point, committed())
+        assert found == pytest.approx((one.simulated_us, one.published_us), rel=1e-9)
+
+
+def test_closed_form_is_the_fitted_one_and_others_are_not() -> None:
+    rows = closed_fit.count_points()
+    fitted = closed_fit.fit(rows)
+    assert fitted == closed_form.committed()
+    assert fitted.num_parameters == 7
+
+    def objective(parameters: closed_form.Parameters) -> float:
+        return sum(row.log_ratio(parameters) ** 2 for row in rows)
+
+    least = objective(fitted)
+    for factor in (0.98, 1.02):
+        others = [msgspec.structs.replace(fitted, nic_gbs=factor * fitted.nic_gbs)]
+        for gpu, rate in fitted.nvlink_gbs.items():
+            rates = {**fitted.nvlink_gbs, gpu: factor * rate}
+            others.append(msgspec.structs.replace(fitted, nvlink_gbs=rates))
+        assert all(objective(other) > least for other in others)
+
+
+@pytest.mark.parametrize(("nic_gbs", "code"), [(0.0, 0), (1.0, 1)])
+def test_check_fails_where_the_fit_finds_others(
+    monkeypatch: pytest.MonkeyPatch, nic_gbs: float, code: int
+) -> None:
+    found = replace(committed(), nic_gbs=committed().nic_gbs + nic_gbs)
+    monkeypatch.setattr(sm, "descend", lambda *_: found)
+    monkeypatch.setattr(sm, "table", lambda *_: "")
+    assert CliRunner().invoke(sm.main, ["--check"]).exit_code == code
+    assert CliRunner().invoke(sm.main, []).exit_code == 0

@@ -1,0 +1,231 @@
+"""`epbench validate`: what it asks the simulator, what it counts, what it refuses."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench.cli import main
+from bench.expand import expand
+from bench.fitting.published import read_rows
+from bench.grid import Grid
+from bench.harness import run_spec
+from bench.pages import render
+from bench.records.record import Case
+from bench.traffic.plan import Plan
+from bench.validation import closed_form
+from bench.validation.calibration import read_points
+from bench.validation.moved import moved
+from bench.validation.page import sheet, summary
+from bench.validation.prediction import Prediction, Predictions, Published, read_predictions
+from bench.validation.question import Question, low_latency_sms, parse_groups, v1_constants
+from bench.validation.report import PAGE, PREDICTED, ROWS, filled
+from bench.validation.simulated import simulate
+from bench.validation.traffic import traffic_of
+from comms.errors import UsageError
+from comms.fabric import load_fabric
+
+SMALL = ["--tokens", "16", "--hidden", "512"]
+
+
+def run(tmp_path: Path, *flags: str) -> list[dict[str, object]]:
+    path = tmp_path / "predictions.json"
+    assert main(["validate", *flags, "--json", str(path)]) == 0
+    read_predictions(path)
+    cases: list[dict[str, object]] = json.loads(path.read_text())["cases"]
+    return cases
+
+
+def test_every_combination_is_a_case_for_each_operation(tmp_path: Path) -> None:
+    cases = run(tmp_path, "--gpu", "h100,h800", *SMALL, "--num-sms", "4,8", "--topk", "4")
+    found = [(case["gpu"], case["num_sms"], case["op"]) for case in cases]
+    ops = ("dispatch", "combine")
+    assert found == [(gpu, sms, op) for gpu in ("h100", "h800") for sms in (4, 8) for op in ops]
+    for case in cases:
+        assert (case["kernel"], case["form"], case["groups"]) == ("ring", "cached", None)
+        assert (case["num_topk"], case["hidden"], case["num_tokens"]) == (4, 512, 16)
+        assert case["logical_rdma_gbs"] is None
+        assert case["published"] is None
+        times = [case[name] for name in ("time_us", "closed_form_us", "bound_us")]
+        assert all(isinstance(value, float) and value > 0 for value in times)
+
+
+def test_a_grouped_routing_reaches_fewer_nodes(tmp_path: Path) -> None:
+    flags = ["--kernel", "low_latency", "--nodes", "2", *SMALL, "--op", "dispatch"]
+    (free,) = run(tmp_path, *flags)
+    (grouped,) = run(tmp_path, *flags, "--groups", "1")
+    assert (free["groups"], grouped["groups"]) == (None, "1 of 2")
+    assert free["num_sms"] == 128
+    assert free["rdma_gbs"] != grouped["rdma_gbs"]
+    assert isinstance(free["logical_rdma_gbs"], float)
+    assert free["logical_rdma_gbs"] == free["logical_nvlink_gbs"]
+
+
+def test_low_latency_adds_its_constant_and_rates_follow() -> None:
+    question = Question("h800", "low_latency", num_tokens=16, hidden=512)
+    fixed_us = v1_constants().low_latency.fixed_us.value
+    bare = simulate(question, ["dispatch"], fixed_us=0.0)["dispatch"]
+    whole = simulate(question, ["dispatch"])["dispatch"]
+    assert whole.time_us == pytest.approx(bare.time_us + fixed_us)
+    # 8 selections of a token, rows of 512 B, 4 scales and V1's header.
+    assert whole.traffic.logical_nvlink == 16 * 8 * (512 + 16 + 16)
+
+
+def test_bytes_are_counted_as_v1_counts_them() -> None:
+    question = Question("h800", "ring_two_hop", nodes=2, num_tokens=32, groups=(2, 2))
+    spec = question.spec()
+    plan = Plan.of(spec.workload.topk(16, 8), spec.shape())
+    traffic = traffic_of(question, "combine", plan, spec.shape())
+    assert traffic.logical_nvlink == plan.copies.sum() / 16 * 14336
+    assert traffic.logical_rdma == plan.node_copies.sum() / 16 * 14336
+    assert traffic.rdma < traffic.logical_rdma
+    assert traffic.lane_bytes == traffic.logical_nvlink / 12
+
+
+def test_closed_form_is_the_slowest_port_and_the_fixed_time() -> None:
+    parameters = closed_form.Parameters({"ring": 5.0}, {"h800": 100.0}, 50.0, 5.0)
+    question = Question("h800", "ring", num_tokens=64, num_sms=24)
+    traffic = closed_form.count(question, "dispatch")
+    lane_us = traffic.lane_bytes / 5e3
+    assert lane_us > traffic.nvlink / 100e3
+    assert parameters.time_us(question, traffic) == pytest.approx(5 + lane_us)
+    faster = msgspec.structs.replace(parameters, lane_gbs=1000.0)
+    assert faster.time_us(question, traffic) == pytest.approx(5 + traffic.nvlink / 100e3)
+
+
+def test_questions_of_published_rows_have_their_sizes() -> None:
+    points = read_points()
+    assert len(points) == sum(row.kernel.startswith("V1") for row in read_rows())
+    two_hop = next(point for point in points if point.question.kernel == "ring_two_hop")
+    spec = two_hop.question.spec()
+    assert (spec.world_size, spec.num_sms, spec.workload.routing) == (64, 24, "groups")
+    assert (spec.workload.num_topk_groups, spec.workload.num_groups) == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes", "groups"), [("4 of 8", 1, (4, 8)), ("2", 4, (2, 4)), ("4", 4, (4, 4))]
+)
+def test_groups(text: str, nodes: int, groups: tuple[int, int]) -> None:
+    assert parse_groups(text, nodes) == groups
+
+
+@pytest.mark.parametrize("text", ["", "of", "x", "5 of 4", "0 of 4", "5", "4 of", "-1"])
+def test_other_groups_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="groups must be M of N"):
+        parse_groups(text, 4)
+
+
+def test_blocks_of_low_latency_have_whole_experts() -> None:
+    num_sms = load_fabric("h800").num_sms
+    assert [low_latency_sms(experts, num_sms) for experts in (64, 256, 288)] == [64, 128, 96]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--num-sms", "7"], "num_sms must be even"),
+        (["--num-sms", "134"], "num_sms must be at most the 132 SMs"),
+        (["--kernel", "ring", "--nodes", "2"], "one node only"),
+        (["--topk", "300"], "num_topk must be at most num_experts"),
+        (["--groups", "9 of 8"], "groups must be M of N"),
+        (["--groups", "1 of 7", *SMALL], "does not divide into 7 groups"),
+        (["--gpu", "h900"], "h900"),
+        (["--json", "/nowhere/x.json"], "cannot write /nowhere/x.json: no such file"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(
+    flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", *flags]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert sentence in said.err
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"schema": "epbench-run", "command": "", "cases": []}')
+    with pytest.raises(UsageError, match="not a file of epbench validate"):
+        read_predictions(path)
+    with pytest.raises(UsageError, match="cannot read"):
+        read_predictions(tmp_path / "none.json")
+
+
+def _published(residual: float, closed: float) -> Published:
+    return Published(
+        source="",
+        metric="time_us",
+        value=1.0,
+        time_us=1.0,
+        residual_pct=residual,
+        closed_form_residual_pct=closed,
+    )
+
+
+@pytest.mark.parametrize(
+    ("residuals", "words"),
+    [
+        ([(1.0, 4.0), (-1.0, 3.0)], "in 2 rows and is nearer over all"),
+        ([(5.0, 1.0), (0.5, -1.0)], "in 1 rows and does no better than the closed form over all"),
+    ],
+)
+def test_summary_says_which_model_is_nearer(
+    residuals: list[tuple[float, float]], words: str
+) -> None:
+    (line,) = summary([_published(*pair) for pair in residuals])
+    assert words in line
+    assert f"simulator {math.hypot(*(pair[0] for pair in residuals)) / 2**0.5:.1f} %" in line
+
+
+def test_page_shows_both_models_beside_what_was_published(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    assert main(["validate", *SMALL, "--op", "dispatch", "--json", str(path)]) == 0
+    (case,) = read_predictions(path).cases
+    known: Prediction = msgspec.structs.replace(case, published=_published(1.0, -4.0))
+    text = render.plain(sheet(Predictions(command="", cases=[known, case], skipped=["why"])))
+    assert "+1.0" in text
+    assert "-4.0" in text
+    assert "Published rows" in text
+    assert "# Predicted\n" in text
+    assert "Skipped: why" in text
+
+
+def test_the_page_has_the_tables_that_its_files_make() -> None:
+    text = PAGE.read_text()
+    assert filled(text) == text
+    assert filled(text.replace("+0.9 %", "+0.1 %")) == text
+    tables = re.findall(r"<!-- table: (\w+) -->\n\| ", text)
+    assert tables == [
+        *("constants", "closed_form", "rows", "two_hop", "low_latency", "h100_sms", "moved")
+    ]
+
+
+def test_the_page_gives_the_commands_of_its_files() -> None:
+    text = PAGE.read_text()
+    for path in (ROWS, *PREDICTED.values()):
+        assert f"    {read_predictions(path).command}\n" in text
+
+
+def test_a_table_without_a_name_is_refused() -> None:
+    with pytest.raises(UsageError, match="no table 'other'"):
+        filled("<!-- table: other -->\n<!-- end -->\n")
+
+
+def _pair(kernel: str, time_us: float, **changes: object) -> Case:
+    (spec,) = expand([Grid(kernel=(kernel,), tokens=(16,), ranks_per_node=(2,))])
+    case = next(case for case in run_spec(spec, lambda *_: None) if case.op == "pair")
+    return msgspec.structs.replace(case, time_us=time_us, **changes)
+
+
+def test_moved_pairs_what_was_run_before_and_after() -> None:
+    before = _pair("direct/pull", 100.0)
+    low = msgspec.structs.replace(before, sm_copy="low")
+    other = msgspec.structs.replace(before, num_sms=4)
+    after = msgspec.structs.replace(before, time_us=110.0)
+    (row,) = moved([low, before, other], [low, after])
+    assert (row.kernel, row.before_us, row.after_us) == ("direct/pull", 100.0, 110.0)
+    assert moved([before], [msgspec.structs.replace(after, seed=1)]) == []
