@@ -62,6 +62,7 @@ def combine(p: CombineParams) -> None:
 
     isa.mark(ENDING)
     isa.block_sync()
+    isa.fence_release()
     for local in range(warp, p.ranks_per_node, p.num_warps):
         isa.add(first_rank + local, p.read, 1)
     if warp == 0:
@@ -160,6 +161,8 @@ def receive_sums(p: CombineParams, channel: int) -> None:
             isa.store_i32(lists.rows + 4 * index, slot)
         rows = RowList(num_nodes, 0, lists.rows, p.back, p.y_row_bytes)
         isa.reduce_rows(p.out_addr + token * p.y_row_bytes, rows)
+        # A credit comes after the reads of what it frees.
+        isa.fence_release()
         for index in range(num_nodes):
             if (isa.load_i32(lists.places + 4 * index) + 1) % p.combine_chunk_rows == 0:
                 give_credit(p, isa.load_i32(lists.nodes + 4 * index), channel)

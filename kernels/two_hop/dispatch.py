@@ -94,6 +94,11 @@ def dispatch(p: DispatchParams) -> None:
         )
 
     isa.mark(ENDING)
+    if sm == 0 and warp == 0:
+        # The counts that were put stay as they are until the NIC has read them.
+        isa.put_wait(2 * p.num_sms * p.channel_warps)
+    # Bulk copies are drained by the warp that began them.
+    isa.fence_release()
     isa.block_sync()
     isa.fence_release()
     for local in range(warp, p.ranks_per_node, p.num_warps):
