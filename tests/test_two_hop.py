@@ -31,16 +31,6 @@ _MANY = KernelCase(Grid(tokens=(300,), nodes=(2,), ranks_per_node=(2,), num_sms=
         ),
         pytest.param(
             Mutation(
-                _DISPATCH, "isa.wait_ge(p.done, epoch * p.ranks_per_node * p.num_sms)", "pass"
-            ),
-            "dispatch",
-            "incorrect",
-            "arrived after the kernel returned",
-            0.0,
-            id="an end before the node's rows are here",
-        ),
-        pytest.param(
-            Mutation(
                 _SENDERS,
                 "isa.wait_ge(p.credit + 8 * mine, at + p.chunk_rows - p.ring_rows)",
                 "pass",
