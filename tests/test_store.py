@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.records.files import write_atomic
 from bench.records.record import Config, Run, decode_run
-from bench.records.store import RunStore, new_run, read_run, run_path, write_atomic
+from bench.records.store import RunStore, new_run, read_run, run_path
 from comms.errors import RuntimeFailure, UsageError
 
 

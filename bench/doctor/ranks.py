@@ -17,7 +17,7 @@ import msgspec
 from bench.ranks.request import Request, read_request, supervisor_of
 from bench.ranks.started import Started
 from bench.ranks.supervisor import Supervisor
-from bench.records.store import write_atomic
+from bench.records.files import write_atomic
 from bench.timing import Timing
 from comms.errors import TimeoutFailure, UsageError
 from comms.mpi.control import start_time

@@ -5,7 +5,7 @@ Rows are pairs of dispatch and combine, at the middle of the SM's copy rate.
 
 from collections.abc import Iterable, Sequence
 
-from bench.pages.table import BASELINES, FIDELITY, label_of
+from bench.pages.table import BASELINES, FIDELITY, label_of, setting_of
 from bench.pages.tables import Sheet, Table
 from bench.records.record import Case, Op, Run
 
@@ -50,7 +50,7 @@ def build_overview(runs: Sequence[Run], budgets: Sequence[int]) -> Sheet:
     settings: dict[tuple[object, ...], list[Case]] = {}
     for case in cases:
         if case.sm_copy == "mid" and case.form == "fresh" and not case.turned:
-            settings.setdefault(_setting_of(case), []).append(case)
+            settings.setdefault(setting_of(case), []).append(case)
     return Sheet(
         heading=(*(FIDELITY[one] for one in fidelities), *LEGEND),
         tables=tuple(_table(found, budgets) for found in settings.values()),
@@ -60,27 +60,6 @@ def build_overview(runs: Sequence[Run], budgets: Sequence[int]) -> Sheet:
 
 def _named(run: Run) -> str:
     return f"{run.run_id} of {run.start_time}" + ("" if run.complete else ", INCOMPLETE")
-
-
-def _setting_of(case: Case) -> tuple[object, ...]:
-    """Return what the rows of a table have in common: all but world, kernel and SMs."""
-    return (
-        case.device,
-        case.fidelity,
-        case.fabric,
-        case.cross_rail,
-        case.preset,
-        case.num_tokens,
-        case.hidden,
-        case.num_experts,
-        case.num_topk,
-        case.dispatch_dtype,
-        case.combine_dtype,
-        case.routing,
-        case.masked_ratio,
-        case.seed,
-        case.skew_us,
-    )
 
 
 def _title(case: Case) -> str:

@@ -198,14 +198,13 @@ def _is_told(line: str, cases: Sequence[Case]) -> bool:
     return True
 
 
-def _block_key(case: Case) -> tuple[object, ...]:
+def setting_of(case: Case) -> tuple[object, ...]:
+    """Return what comparable rows have in common, whatever their world and operation."""
     return (
         case.device,
         case.fidelity,
         case.fabric,
         case.cross_rail,
-        case.nodes,
-        case.world_size,
         case.preset,
         case.num_tokens,
         case.hidden,
@@ -217,8 +216,11 @@ def _block_key(case: Case) -> tuple[object, ...]:
         case.masked_ratio,
         case.seed,
         case.skew_us,
-        case.op,
     )
+
+
+def _block_key(case: Case) -> tuple[object, ...]:
+    return (*setting_of(case), case.nodes, case.world_size, case.op)
 
 
 _RowKey = tuple[str, str, int, str]

@@ -11,8 +11,8 @@ from bench.cases import CaseSpec
 from bench.expand import expand
 from bench.grid import Grid
 from bench.ranks.supervisor import Supervisor
+from bench.records.files import write_atomic
 from bench.records.record import Case, Rank
-from bench.records.store import write_atomic
 from bench.timing import Timing
 from bench.tuning.apply import with_tuned
 from bench.tuning.tuned_file import Tuned

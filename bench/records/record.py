@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from bench.records.files import decode, encode
 from bench.timing import Timing
 
 SCHEMA = "epbench-run"
@@ -253,7 +254,7 @@ def run_schema() -> dict[str, object]:
 
 def encode_run(run: Run) -> bytes:
     """Return the run as indented JSON with a final newline."""
-    return msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n"
+    return encode(run)
 
 
 def decode_run(data: bytes) -> Run:
@@ -262,16 +263,4 @@ def decode_run(data: bytes) -> Run:
     Raises:
         ValueError: it is not JSON, not a run, or of another major version.
     """
-    header = msgspec.json.decode(data, type=_Header)
-    if header.schema != SCHEMA:
-        raise ValueError(f"schema is {header.schema!r}, not {SCHEMA!r}")
-    if header.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise ValueError(
-            f"schema version {header.schema_version} is not readable by {SCHEMA_VERSION}"
-        )
-    return msgspec.json.decode(data, type=Run)
-
-
-class _Header(msgspec.Struct):
-    schema: str
-    schema_version: str
+    return decode(data, Run, SCHEMA, SCHEMA_VERSION)

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from bench.records.environment import environment, machine_id, tool
+from bench.records.files import probe, why, write_atomic
 from bench.records.record import Case, Config, Rank, Run, decode_run, encode_run
 from comms.errors import RuntimeFailure, UsageError
 
@@ -71,10 +72,10 @@ class RunStore:
         self.num_kept = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _probe(self.path)
+            probe(self.path)
         except OSError as error:
             raise UsageError(
-                f"cannot write results under {results}: {_why(error)}; choose another --results"
+                f"cannot write results under {results}: {why(error)}; choose another --results"
             ) from error
         self._files = [self.path]
         self._streams: list[Path] = []
@@ -83,7 +84,7 @@ class RunStore:
                 self._add_target(json)
             except OSError as error:
                 raise UsageError(
-                    f"cannot write --json {json}: {_why(error)}; choose a file in a writable folder"
+                    f"cannot write --json {json}: {why(error)}; choose a file in a writable folder"
                 ) from error
 
     def set_ranks(self, ranks: list[Rank], mpi: str) -> None:
@@ -115,7 +116,7 @@ class RunStore:
             self._streams.append(json)
             return
         target = json.resolve()
-        _probe(target)
+        probe(target)
         self._files.append(target)
 
     def _write(self, targets: list[Path]) -> None:
@@ -135,7 +136,7 @@ class RunStore:
             path, cause = failures[0]
             what = "disk full" if cause.errno in _FULL else "write failed"
             raise RuntimeFailure(
-                f"{what} at {path} ({_why(cause)}): {self.num_kept} of {len(self.run.cases)} cases "
+                f"{what} at {path} ({why(cause)}): {self.num_kept} of {len(self.run.cases)} cases "
                 f"are kept in {self.path}; make room and run again"
             )
 
@@ -149,37 +150,9 @@ def read_run(path: Path) -> Run:
     try:
         return decode_run(path.read_bytes())
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {_why(error)}") from error
+        raise UsageError(f"cannot read {path}: {why(error)}") from error
     except ValueError as error:
         raise UsageError(f"{path} is not a run file of epbench: {error}") from error
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step, leaving no temporary file behind."""
-    temporary = _temporary(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _probe(path: Path) -> None:
-    temporary = _temporary(path)
-    temporary.touch()
-    temporary.unlink()
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _why(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
 
 
 def _now() -> str:

@@ -6,14 +6,14 @@ a reader ignores keys that it does not know.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
+from bench.records import files
 from bench.records.environment import tool
+from bench.records.files import why
 from bench.records.record import Form, Op, Tool
-from bench.records.store import write_atomic
 from comms.errors import RuntimeFailure, UsageError
 
 SCHEMA = "epbench-tuned"
@@ -141,25 +141,17 @@ class Tuned(msgspec.Struct, kw_only=True):
     skipped: list[Skipped] = []
 
 
-class _Header(msgspec.Struct):
-    schema: str
-    schema_version: str
-
-
 def probe(path: Path) -> None:
     """Make the folder of a file where it is missing, and find out whether it can be written there.
 
     Raises:
         UsageError: it cannot.
     """
-    tried = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tried.touch()
-        tried.unlink()
+        files.probe(path)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise UsageError(f"cannot write {path}: {why}; choose another --out") from error
+        raise UsageError(f"cannot write {path}: {why(error)}; choose another --out") from error
 
 
 def write_tuned(path: Path, tuned: Tuned) -> None:
@@ -169,10 +161,10 @@ def write_tuned(path: Path, tuned: Tuned) -> None:
         RuntimeFailure: it cannot be written.
     """
     try:
-        write_atomic(path, msgspec.json.format(msgspec.json.encode(tuned), indent=1) + b"\n")
+        files.write_atomic(path, files.encode(tuned))
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise RuntimeFailure(f"cannot write {path}: {why}; make room and tune again") from error
+        sentence = f"cannot write {path}: {why(error)}; make room and tune again"
+        raise RuntimeFailure(sentence) from error
 
 
 def read_tuned(path: Path) -> Tuned:
@@ -182,17 +174,8 @@ def read_tuned(path: Path) -> Tuned:
         UsageError: it cannot be read, or is none.
     """
     try:
-        data = path.read_bytes()
-        header = msgspec.json.decode(data, type=_Header)
-        if header.schema != SCHEMA:
-            raise ValueError(f"schema is {header.schema!r}, not {SCHEMA!r}")
-        if header.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-            raise ValueError(
-                f"schema version {header.schema_version} is not readable by {SCHEMA_VERSION}"
-            )
-        return msgspec.json.decode(data, type=Tuned)
+        return files.decode(path.read_bytes(), Tuned, SCHEMA, SCHEMA_VERSION)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise UsageError(f"cannot read {path}: {why}") from error
+        raise UsageError(f"cannot read {path}: {why(error)}") from error
     except ValueError as error:
         raise UsageError(f"{path} is not a file of epbench tune: {error}") from error

@@ -3,13 +3,12 @@
 Every key carries its unit, absent values are `null`.
 """
 
-import os
 from pathlib import Path
 
 import msgspec
 
+from bench.records import files
 from bench.records.record import Form
-from bench.records.store import write_atomic
 from bench.traffic.bounds import HalfOp
 from bench.validation import closed_form
 from bench.validation.calibration import Point
@@ -159,13 +158,10 @@ def probe(path: Path) -> None:
     Raises:
         UsageError: it cannot.
     """
-    tried = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
-        tried.touch()
-        tried.unlink()
+        files.probe(path)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise UsageError(f"cannot write {path}: {why}") from error
+        raise UsageError(f"cannot write {path}: {files.why(error)}") from error
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
@@ -174,9 +170,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     Raises:
         RuntimeFailure: it cannot be written.
     """
-    data = msgspec.json.format(msgspec.json.encode(predictions), indent=1) + b"\n"
     try:
-        write_atomic(path, data)
+        files.write_atomic(path, files.encode(predictions))
     except OSError as error:
         raise RuntimeFailure(f"cannot write {path}: {error.strerror}") from error
 
