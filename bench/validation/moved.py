@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 import msgspec
 
+from bench.records.files import write_atomic
 from bench.records.record import Case
-from bench.records.store import read_run, write_atomic
+from bench.records.store import read_run
 
 
 class Moved(msgspec.Struct, frozen=True):
