@@ -31,10 +31,16 @@ from kernels import isa
 from kernels.exchange import share_begin
 from kernels.isa import RowList, TopkRow
 from kernels.two_hop.params import CombineParams, lists_of, node_at, relative
+from kernels.two_hop.streams import (
+    Chunk,
+    Served,
+    end_chunk,
+    next_chunk,
+    num_served,
+    open_streams,
+)
 
 WAITING, REDUCING, RECEIVING, ENDING = range(6, 10)
-#: More rows than any stream ever has.
-NEVER = 1 << 62
 
 
 def combine(p: CombineParams) -> None:
@@ -73,55 +79,43 @@ def combine(p: CombineParams) -> None:
 
 def send_sums(p: CombineParams, reducer: int, num_reducers: int) -> None:
     """Sum the rows of this warp's streams, a chunk at a time, where there is room."""
-    num_all = p.num_nodes * p.num_sms * p.channel_warps
-    num_streams = max((num_all - reducer + num_reducers - 1) // num_reducers, 0)
-    wanted = p.wanted_addr + 8 * reducer * p.num_streams_per_warp
-    places = p.places_addr + 4 * reducer * p.num_streams_per_warp
-    num_left = 0
-    for index in range(num_streams):
-        stream = reducer + index * num_reducers
-        value = NEVER
-        if isa.load_i32(p.expected_addr + 4 * stream) > 0:
-            reduced = isa.load_i64(p.reduced_addr + 8 * stream)
-            value = reduced + p.combine_chunk_rows - p.combine_ring_rows
-            num_left += 1
-        isa.store_i64(wanted + 8 * index, value)
-        isa.store_i32(places + 4 * index, 0)
+    num_streams = p.num_nodes * p.num_sms * p.channel_warps
+    served = Served(
+        reducer,
+        num_reducers,
+        num_served(num_streams, reducer, num_reducers),
+        p.wanted_addr + 8 * reducer * p.num_streams_per_warp,
+        p.places_addr + 4 * reducer * p.num_streams_per_warp,
+        p.expected_addr,
+        p.reduced_addr,
+        p.combine_chunk_rows - p.combine_ring_rows,
+        p.combine_chunk_rows,
+    )
+    num_left = open_streams(served)
     while num_left > 0:
-        credits = p.back_credit + 8 * reducer
-        index = isa.wait_any(credits, 8 * num_reducers, wanted, num_streams)
-        stream = reducer + index * num_reducers
-        room = isa.load_i64(wanted + 8 * index)
-        begin = room - p.combine_chunk_rows + p.combine_ring_rows
-        place = isa.load_i32(places + 4 * index)
-        count = isa.load_i32(p.expected_addr + 4 * stream)
-        num_rows = min(p.combine_chunk_rows, count - place)
-        send_chunk(p, stream, place, begin, num_rows)
-        isa.store_i32(places + 4 * index, place + num_rows)
-        if place + num_rows < count:
-            isa.store_i64(wanted + 8 * index, room + p.combine_chunk_rows)
-        else:
-            isa.store_i64(wanted + 8 * index, NEVER)
-            isa.store_i64(p.reduced_addr + 8 * stream, begin + p.combine_chunk_rows)
-            num_left -= 1
+        chunk = next_chunk(served, p.back_credit)
+        send_chunk(p, chunk)
+        num_left -= end_chunk(served, chunk)
 
 
-def send_chunk(p: CombineParams, stream: int, place: int, at: int, num_rows: int) -> None:
+def send_chunk(p: CombineParams, chunk: Chunk) -> None:
     """Sum a chunk's rows and send the sums to their source."""
     num_channels = p.num_sms * p.channel_warps
     node = p.rank // p.ranks_per_node
-    other, channel = node_at(node, stream // num_channels, p.num_nodes), stream % num_channels
+    other = node_at(node, chunk.stream // num_channels, p.num_nodes)
+    channel = chunk.stream % num_channels
     theirs = relative(other, node, p.num_nodes) * num_channels + channel
     source = other * p.ranks_per_node + p.rank % p.ranks_per_node
-    for step in range(num_rows):
-        kept = p.kept_addr + (stream * p.channel_rows + place + step) * p.kept_bytes
-        ranks, slot = kept + 8, (at + step) % p.combine_ring_rows
+    for step in range(chunk.num_rows):
+        place = chunk.stream * p.channel_rows + chunk.place + step
+        kept = p.kept_addr + place * p.kept_bytes
+        ranks, slot = kept + 8, (chunk.at + step) % p.combine_ring_rows
         rows = RowList(isa.load_i32(kept), ranks, ranks + 4 * p.ranks_per_node, p.y, p.y_row_bytes)
         into = p.back + (theirs * p.combine_ring_rows + slot) * p.y_row_bytes
         if other == node:
             isa.reduce_rows(p.back_addr + into - p.back, rows)
         else:
-            staged = p.stage_addr + (stream * p.combine_ring_rows + slot) * p.y_row_bytes
+            staged = p.stage_addr + (chunk.stream * p.combine_ring_rows + slot) * p.y_row_bytes
             isa.reduce_rows(staged, rows)
             isa.put_row(source, into, staged, p.y_row_bytes, channel)
     if other == node:

@@ -7,46 +7,32 @@ from kernels import isa
 from kernels.isa import TopkRow
 from kernels.two_hop.params import DispatchParams, node_at, relative
 from kernels.two_hop.senders import keep_row, write_rows
-
-#: More rows than any stream ever has.
-NEVER = 1 << 62
+from kernels.two_hop.streams import Served, end_chunk, next_chunk, num_served, open_streams
 
 
 def forward_rows(p: DispatchParams, forwarder: int, num_forwarders: int) -> None:
     """Forward the chunks of this warp's streams as they come."""
-    num_remote = (p.num_nodes - 1) * p.num_sms * p.channel_warps
-    num_streams = max((num_remote - forwarder + num_forwarders - 1) // num_forwarders, 0)
-    wanted = p.wanted_addr + 8 * forwarder * p.num_streams_per_warp
-    places = p.places_addr + 4 * forwarder * p.num_streams_per_warp
-    num_left = 0
-    for index in range(num_streams):
-        stream = forwarder + index * num_forwarders
-        value = NEVER
-        if isa.load_i32(p.expected_addr + 4 * stream) > 0:
-            value = isa.load_i64(p.received_addr + 8 * stream) + p.chunk_rows
-            num_left += 1
-        isa.store_i64(wanted + 8 * index, value)
-        isa.store_i32(places + 4 * index, 0)
+    num_streams = (p.num_nodes - 1) * p.num_sms * p.channel_warps
+    served = Served(
+        forwarder,
+        num_forwarders,
+        num_served(num_streams, forwarder, num_forwarders),
+        p.wanted_addr + 8 * forwarder * p.num_streams_per_warp,
+        p.places_addr + 4 * forwarder * p.num_streams_per_warp,
+        p.expected_addr,
+        p.received_addr,
+        p.chunk_rows,
+        p.chunk_rows,
+    )
+    num_left = open_streams(served)
     while num_left > 0:
-        tails = p.tail + 8 * forwarder
-        index = isa.wait_any(tails, 8 * num_forwarders, wanted, num_streams)
-        stream = forwarder + index * num_forwarders
-        end = isa.load_i64(wanted + 8 * index)
-        place = isa.load_i32(places + 4 * index)
-        count = isa.load_i32(p.expected_addr + 4 * stream)
-        num_rows = min(p.chunk_rows, count - place)
-        for step in range(num_rows):
-            forward_row(p, stream, place + step, end - p.chunk_rows + step)
+        chunk = next_chunk(served, p.tail)
+        for step in range(chunk.num_rows):
+            forward_row(p, chunk.stream, chunk.place + step, chunk.at + step)
         # Until it returns, bulk copies may still read the ring.
         isa.fence_release()
-        give_credit(p, stream)
-        isa.store_i32(places + 4 * index, place + num_rows)
-        if place + num_rows < count:
-            isa.store_i64(wanted + 8 * index, end + p.chunk_rows)
-        else:
-            isa.store_i64(wanted + 8 * index, NEVER)
-            isa.store_i64(p.received_addr + 8 * stream, end)
-            num_left -= 1
+        give_credit(p, chunk.stream)
+        num_left -= end_chunk(served, chunk)
 
 
 def forward_row(p: DispatchParams, stream: int, place: int, at: int) -> None:
