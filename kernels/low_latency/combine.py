@@ -37,6 +37,7 @@ from kernels.low_latency.streams import (
     num_streams,
     parts_between,
     stream_at,
+    team_of,
 )
 
 SENDING, REDUCING, ENDING = range(4, 7)
@@ -82,11 +83,9 @@ def combine(p: CombineParams) -> None:
     sm, warp = isa.sm_id(), isa.warp_id()
     epoch = isa.load(p.combine_epoch + 8 * sm) + 1
     if warp < p.send_warps:
-        sender = sm * p.send_warps + warp
-        send_rows(p, Team(sender, p.num_sms * p.send_warps, warp, p.send_warps), epoch)
+        send_rows(p, team_of(sm, p.num_sms, warp, p.send_warps), epoch)
     else:
-        size, member = p.num_warps - p.send_warps, warp - p.send_warps
-        reduce(p, Team(sm * size + member, p.num_sms * size, member, size), epoch)
+        reduce(p, team_of(sm, p.num_sms, warp - p.send_warps, p.num_warps - p.send_warps), epoch)
     end(p, epoch)
 
 
@@ -94,14 +93,14 @@ def combine_send(p: CombineParams) -> None:
     """Send by all warps."""
     sm, warp = isa.sm_id(), isa.warp_id()
     epoch = isa.load(p.combine_epoch + 8 * sm) + 1
-    send_rows(p, Team(sm * p.num_warps + warp, p.num_sms * p.num_warps, warp, p.num_warps), epoch)
+    send_rows(p, team_of(sm, p.num_sms, warp, p.num_warps), epoch)
 
 
 def combine_recv(p: CombineParams) -> None:
     """Reduce by all warps what `combine_send` of every rank has sent."""
     sm, warp = isa.sm_id(), isa.warp_id()
     epoch = isa.load(p.combine_epoch + 8 * sm) + 1
-    reduce(p, Team(sm * p.num_warps + warp, p.num_sms * p.num_warps, warp, p.num_warps), epoch)
+    reduce(p, team_of(sm, p.num_sms, warp, p.num_warps), epoch)
     end(p, epoch)
 
 

@@ -48,6 +48,7 @@ from kernels.low_latency.streams import (
     num_streams,
     parts_between,
     stream_at,
+    team_of,
 )
 
 SENDING, COUNTING, RECEIVING, ENDING = range(4)
@@ -106,11 +107,9 @@ def dispatch(p: DispatchParams) -> None:
     sm, warp = isa.sm_id(), isa.warp_id()
     epoch = isa.load(p.dispatch_epoch + 8 * sm) + 1
     if warp < p.send_warps:
-        sender = sm * p.send_warps + warp
-        send_rows(p, Team(sender, p.num_sms * p.send_warps, warp, p.send_warps), epoch)
+        send_rows(p, team_of(sm, p.num_sms, warp, p.send_warps), epoch)
     else:
-        size, member = p.num_warps - p.send_warps, warp - p.send_warps
-        team = Team(sm * size + member, p.num_sms * size, member, size)
+        team = team_of(sm, p.num_sms, warp - p.send_warps, p.num_warps - p.send_warps)
         send_counts(p, team, epoch)
         receive(p, team, epoch)
     end(p, epoch)
@@ -120,7 +119,7 @@ def dispatch_send(p: DispatchParams) -> None:
     """Send by all warps."""
     sm, warp = isa.sm_id(), isa.warp_id()
     epoch = isa.load(p.dispatch_epoch + 8 * sm) + 1
-    team = Team(sm * p.num_warps + warp, p.num_sms * p.num_warps, warp, p.num_warps)
+    team = team_of(sm, p.num_sms, warp, p.num_warps)
     send_rows(p, team, epoch)
     send_counts(p, team, epoch)
 
@@ -129,7 +128,7 @@ def dispatch_recv(p: DispatchParams) -> None:
     """Receive by all warps what `dispatch_send` of every rank has sent."""
     sm, warp = isa.sm_id(), isa.warp_id()
     epoch = isa.load(p.dispatch_epoch + 8 * sm) + 1
-    receive(p, Team(sm * p.num_warps + warp, p.num_sms * p.num_warps, warp, p.num_warps), epoch)
+    receive(p, team_of(sm, p.num_sms, warp, p.num_warps), epoch)
     end(p, epoch)
 
 

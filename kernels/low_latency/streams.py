@@ -39,6 +39,11 @@ class Team(NamedTuple):
     size: int
 
 
+def team_of(sm: int, num_sms: int, member: int, size: int) -> Team:
+    """Return the team that `size` warps of each block make up."""
+    return Team(sm * size + member, num_sms * size, member, size)
+
+
 class Cut(NamedTuple):
     """How a rank's peers are cut into streams.
 

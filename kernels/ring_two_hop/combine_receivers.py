@@ -4,30 +4,20 @@ Flags and rings as `kernels.ring_two_hop.combine` says.
 """
 
 from kernels import isa
-from kernels.exchange import share_begin
 from kernels.isa import RowList
 from kernels.ring_two_hop.params import (
     WORKER_WARPS,
     CombineParams,
     Place,
-    Span,
+    channel_tokens,
     last_signal,
 )
-
-
-def channel_tokens(p: CombineParams, channel: int) -> Span:
-    """Return the channel's tokens."""
-    num_channels = p.num_sms // 2
-    return Span(
-        share_begin(p.num_tokens, channel, num_channels),
-        share_begin(p.num_tokens, channel + 1, num_channels),
-    )
 
 
 def receive_sums(p: CombineParams, place: Place, receiver: int) -> None:
     """Sum the nodes' sums of every token that falls to this receiver."""
     num_receivers = WORKER_WARPS - p.ranks_per_node
-    tokens = channel_tokens(p, place.channel)
+    tokens = channel_tokens(p.num_tokens, place.channel, p.num_sms)
     reduced = p.reduced + 8 * (place.channel * WORKER_WARPS + receiver)
     rows = place.scratch + 8 * p.num_nodes
     isa.store(p.rank, reduced, place.base + receiver)
@@ -61,7 +51,7 @@ def return_credits(p: CombineParams, place: Place) -> None:
     for node in range(p.num_nodes):
         isa.store_i64(received + 8 * node, 0)
         isa.store_i64(credited + 8 * node, 0)
-    tokens = channel_tokens(p, place.channel)
+    tokens = channel_tokens(p.num_tokens, place.channel, p.num_sms)
     num_tokens = tokens.end - tokens.begin
     complete = 0
     for step in range(num_tokens):

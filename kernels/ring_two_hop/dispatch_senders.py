@@ -4,7 +4,6 @@ Flags, rings and records as `kernels.ring_two_hop.dispatch` says.
 """
 
 from kernels import isa
-from kernels.exchange import share_begin
 from kernels.isa import Matrix, TopkRow
 from kernels.ring_two_hop.params import (
     EPOCH,
@@ -12,17 +11,9 @@ from kernels.ring_two_hop.params import (
     DispatchParams,
     Place,
     Span,
+    channel_tokens,
     last_signal,
 )
-
-
-def channel_tokens(p: DispatchParams, channel: int) -> Span:
-    """Return the channel's tokens."""
-    num_channels = p.num_sms // 2
-    return Span(
-        share_begin(p.num_tokens, channel, num_channels),
-        share_begin(p.num_tokens, channel + 1, num_channels),
-    )
 
 
 def channel_counts(p: DispatchParams, place: Place) -> Span:
@@ -41,7 +32,7 @@ def fill_rings(p: DispatchParams, place: Place, sender: int) -> None:
     counts = channel_counts(p, place)
     for node in range(sender, p.num_nodes, SENDER_WARPS):
         tell_node(p, place, node, counts)
-    tokens = channel_tokens(p, place.channel)
+    tokens = channel_tokens(p.num_tokens, place.channel, p.num_sms)
     filled = p.filled + 8 * (place.channel * SENDER_WARPS + sender)
     # By node, the last credit seen: less than any that is needed.
     for node in range(p.num_nodes):
@@ -118,7 +109,7 @@ def put_chunks(p: DispatchParams, place: Place) -> None:
         isa.store_i64(totals + 8 * node, total)
         if total == 0:
             put_chunk(p, place, node, Span(0, 0), 0)
-    tokens = channel_tokens(p, place.channel)
+    tokens = channel_tokens(p.num_tokens, place.channel, p.num_sms)
     num_tokens = tokens.end - tokens.begin
     filled = p.filled + 8 * place.channel * SENDER_WARPS
     complete = 0

@@ -5,6 +5,8 @@ A region's name is its offset, with `_addr` its address on this rank.
 
 from typing import NamedTuple
 
+from kernels.exchange import share_begin
+
 #: Warps of a block: DeepEP V1 launches 16 for dispatch, and 24 and a coordinator for combine.
 DISPATCH_WARPS, COMBINE_WARPS = 16, 25
 #: Warps of a dispatching block that fill send rings.
@@ -155,6 +157,15 @@ class Span(NamedTuple):
 
     begin: int
     end: int
+
+
+def channel_tokens(num_tokens: int, channel: int, num_sms: int) -> Span:
+    """Return the tokens of a channel, an even, contiguous share."""
+    num_channels = num_sms // 2
+    return Span(
+        share_begin(num_tokens, channel, num_channels),
+        share_begin(num_tokens, channel + 1, num_channels),
+    )
 
 
 def last_signal(first: int, count: int, total: int) -> int:
