@@ -4,6 +4,8 @@ These run on the warp's fiber. Each takes the address of the running context, fr
 warp follow.
 """
 
+from typing import Any
+
 from comms.compiling import inner
 from comms.fiber import switch
 from comms.raw import word_at
@@ -147,25 +149,42 @@ def wait_any(
 
 
 @inner
+def come_to(e: int, barrier: Any, warp: int) -> None:
+    """Append a warp to those that wait at the barrier of a block or of a group."""
+    if barrier.sync_head < 0:
+        barrier.sync_head = warp
+    else:
+        warp_at(e, barrier.sync_tail).next = warp
+    barrier.sync_tail = warp
+    barrier.arrived += 1
+
+
+@inner
+def let_go(e: int, barrier: Any, unreleased: int) -> None:
+    """Wake the warps that wait at a barrier; each then knows of the rows of all."""
+    time = header(e).now + header(e).sync
+    warp = barrier.sync_head
+    barrier.sync_head = barrier.sync_tail = -1
+    while warp >= 0:
+        after = warp_at(e, warp).next
+        warp_at(e, warp).unreleased = unreleased
+        wake(e, warp, time)
+        warp = after
+
+
+@inner
 def open_barrier(e: int, block: int) -> None:
     """Let the warps that wait at the block's barrier go on."""
     b = block_at(e, block)
-    time = header(e).now + header(e).sync
     b.old_outstanding, b.arrived = 0, 0
     b.generation += 1
-    warp = b.sync_head
-    b.sync_head = b.sync_tail = -1
     unreleased = 0
     for index in range(b.num_warps):
         w = warp_at(e, b.first_warp + index)
         b.old_outstanding += w.outstanding
         b.old_ack = max(b.old_ack, w.last_ack)
         unreleased |= w.unreleased
-    while warp >= 0:
-        after = warp_at(e, warp).next
-        warp_at(e, warp).unreleased = unreleased
-        wake(e, warp, time)
-        warp = after
+    let_go(e, b, unreleased)
 
 
 @inner
@@ -177,12 +196,7 @@ def block_sync(e: int, warp: int, line: int) -> None:
     w.line = line
     w.state = BLOCK_SYNC
     w.next = -1
-    if b.sync_head < 0:
-        b.sync_head = warp
-    else:
-        warp_at(e, b.sync_tail).next = warp
-    b.sync_tail = warp
-    b.arrived += 1
+    come_to(e, b, warp)
     if b.arrived == b.live_warps:
         open_barrier(e, w.block)
     suspend(e, warp)
@@ -192,7 +206,6 @@ def block_sync(e: int, warp: int, line: int) -> None:
 def open_group(e: int, group: int) -> None:
     """Let the warps that wait at a named barrier go on."""
     g = group_at(e, group)
-    time = header(e).now + header(e).sync
     g.old_outstanding, g.arrived = 0, 0
     g.generation += 1
     unreleased = 0
@@ -203,13 +216,7 @@ def open_group(e: int, group: int) -> None:
         g.old_ack = max(g.old_ack, w.last_ack)
         unreleased |= w.unreleased
         warp = w.next
-    warp = g.sync_head
-    g.sync_head = g.sync_tail = -1
-    while warp >= 0:
-        after = warp_at(e, warp).next
-        warp_at(e, warp).unreleased = unreleased
-        wake(e, warp, time)
-        warp = after
+    let_go(e, g, unreleased)
 
 
 @inner
@@ -222,12 +229,7 @@ def group_sync(e: int, warp: int, index: int, num_warps: int, line: int) -> None
         fail(e, warp, BAD_GROUP, index, num_warps)
     w.group, w.line, w.state, w.next = group, line, GROUP_SYNC, -1
     g = group_at(e, group)
-    if g.sync_head < 0:
-        g.sync_head = warp
-    else:
-        warp_at(e, g.sync_tail).next = warp
-    g.sync_tail = warp
-    g.arrived += 1
+    come_to(e, g, warp)
     if g.arrived == num_warps:
         open_group(e, group)
     suspend(e, warp)
