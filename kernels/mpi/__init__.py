@@ -6,11 +6,11 @@ library's, on the ranks' host threads. `padded` exchanges by `MPI_Alltoall`, `al
 round on the way, in an order of its own.
 """
 
-from functools import partial
+from dataclasses import replace
 
 from kernels import packing
 from kernels.mpi import exchange
-from kernels.packing import Library
+from kernels.packing import Library, Variant
 from kernels.protocol import HostLaunch, Protocol
 
 _ALLTOALLV = Library(
@@ -28,52 +28,21 @@ _ALLGATHER = Library(
     HostLaunch("alltoall_back", exchange.alltoall_back),
 )
 
-DEDUP = Protocol(
-    kernel="mpi",
-    variant="dedup",
-    summary="MPI_Alltoallv, a row per (token, rank): the strongest baseline",
-    regions=partial(packing.regions, variant="dedup"),
-    launches=partial(packing.launches, variant="dedup", library=_ALLTOALLV),
-    settings=partial(packing.settings, variant="dedup"),
-    is_baseline=True,
-    devices=("cpu",),
-    impl="library",
+
+def _variant(variant: Variant, summary: str, library: Library) -> Protocol:
+    protocol = packing.baseline("mpi", variant, summary, library)
+    return replace(protocol, devices=("cpu",), impl="library")
+
+
+PROTOCOLS = (
+    _variant("dedup", "MPI_Alltoallv, a row per (token, rank): the strongest baseline", _ALLTOALLV),
+    _variant(
+        "selection", "MPI_Alltoallv, a row per (token, expert): what frameworks do", _ALLTOALLV
+    ),
+    _variant("padded", "MPI_Alltoall, each message padded to the longest of the world", _ALLTOALL),
+    _variant(
+        "allgather",
+        "MPI_Allgather of all tokens; MPI_Alltoall back, and a sum at the source",
+        _ALLGATHER,
+    ),
 )
-SELECTION = Protocol(
-    kernel="mpi",
-    variant="selection",
-    summary="MPI_Alltoallv, a row per (token, expert): what frameworks do",
-    regions=partial(packing.regions, variant="selection"),
-    launches=partial(packing.launches, variant="selection", library=_ALLTOALLV),
-    settings=partial(packing.settings, variant="selection"),
-    granularity="selection",
-    is_baseline=True,
-    devices=("cpu",),
-    impl="library",
-)
-PADDED = Protocol(
-    kernel="mpi",
-    variant="padded",
-    summary="MPI_Alltoall, each message padded to the longest of the world",
-    regions=partial(packing.regions, variant="padded"),
-    launches=partial(packing.launches, variant="padded", library=_ALLTOALL),
-    settings=partial(packing.settings, variant="padded"),
-    splits="padded",
-    is_baseline=True,
-    devices=("cpu",),
-    impl="library",
-)
-ALLGATHER = Protocol(
-    kernel="mpi",
-    variant="allgather",
-    summary="MPI_Allgather of all tokens; MPI_Alltoall back, and a sum at the source",
-    regions=partial(packing.regions, variant="allgather"),
-    launches=partial(packing.launches, variant="allgather", library=_ALLGATHER),
-    refuses=packing.refuses,
-    settings=partial(packing.settings, variant="allgather"),
-    splits="gathered",
-    is_baseline=True,
-    devices=("cpu",),
-    impl="library",
-)
-PROTOCOLS = (DEDUP, SELECTION, PADDED, ALLGATHER)

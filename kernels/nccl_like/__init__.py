@@ -14,6 +14,7 @@ receives `(world_size - 1) * num_tokens` rows. Between nodes a NIC carries
 two ranks, and no prediction of NCCL's collectives.
 """
 
+from dataclasses import replace
 from functools import partial
 
 from kernels import packing
@@ -83,48 +84,34 @@ def _exchange(name: str) -> Library:
     )
 
 
-DEDUP = Protocol(
-    kernel="nccl_like",
-    variant="dedup",
-    summary="model of NCCL's all-to-all-v, a row per (token, rank): the strongest baseline",
-    regions=partial(_regions, variant="dedup"),
-    launches=partial(packing.launches, variant="dedup", library=_exchange("alltoallv")),
-    settings=partial(_settings, variant="dedup"),
-    route="pxn",
-    is_baseline=True,
+def _variant(variant: Variant, summary: str, exchange: str) -> Protocol:
+    protocol = packing.baseline("nccl_like", variant, summary, _exchange(exchange))
+    return replace(
+        protocol,
+        regions=partial(_regions, variant=variant),
+        settings=partial(_settings, variant=variant),
+        route="pxn",
+    )
+
+
+DEDUP = _variant(
+    "dedup",
+    "model of NCCL's all-to-all-v, a row per (token, rank): the strongest baseline",
+    "alltoallv",
 )
-SELECTION = Protocol(
-    kernel="nccl_like",
-    variant="selection",
-    summary="model of NCCL's all-to-all-v, a row per (token, expert): what frameworks do",
-    regions=partial(_regions, variant="selection"),
-    launches=partial(packing.launches, variant="selection", library=_exchange("alltoallv")),
-    settings=partial(_settings, variant="selection"),
-    granularity="selection",
-    route="pxn",
-    is_baseline=True,
+SELECTION = _variant(
+    "selection",
+    "model of NCCL's all-to-all-v, a row per (token, expert): what frameworks do",
+    "alltoallv",
 )
-PADDED = Protocol(
-    kernel="nccl_like",
-    variant="padded",
-    summary="model of NCCL's all-to-all, each message padded to the longest of the world",
-    regions=partial(_regions, variant="padded"),
-    launches=partial(packing.launches, variant="padded", library=_exchange("alltoall")),
-    settings=partial(_settings, variant="padded"),
-    splits="padded",
-    route="pxn",
-    is_baseline=True,
+PADDED = _variant(
+    "padded",
+    "model of NCCL's all-to-all, each message padded to the longest of the world",
+    "alltoall",
 )
-ALLGATHER = Protocol(
-    kernel="nccl_like",
-    variant="allgather",
-    summary="model of an all-gather of all tokens, and of a reduce-scatter by one hop a pair",
-    regions=partial(_regions, variant="allgather"),
-    launches=partial(packing.launches, variant="allgather", library=_exchange("allgather")),
-    refuses=packing.refuses,
-    settings=partial(_settings, variant="allgather"),
-    splits="gathered",
-    route="pxn",
-    is_baseline=True,
+ALLGATHER = _variant(
+    "allgather",
+    "model of an all-gather of all tokens, and of a reduce-scatter by one hop a pair",
+    "allgather",
 )
 PROTOCOLS = (DEDUP, SELECTION, PADDED, ALLGATHER)

@@ -5,6 +5,7 @@ stands for one selection.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from kernels.packing.gathered import PrepareParams, SelectParams, find, prepare, select
 from kernels.packing.layout import LayoutParams, PackParams, TotalsParams, layout, pack, totals
@@ -20,7 +21,7 @@ from kernels.packing.sizes import (
     split_rows,
 )
 from kernels.packing.unpack import ReduceParams, UnpackParams, pack_back, reduce, unpack
-from kernels.protocol import Form, HostLaunch, KernelLaunch, Op
+from kernels.protocol import Form, HostLaunch, KernelLaunch, Op, Protocol, Splits, accepts_all
 from kernels.shape import Shape
 
 __all__ = [
@@ -28,10 +29,9 @@ __all__ = [
     "PACK_WARPS",
     "Library",
     "Variant",
+    "baseline",
     "column_bytes",
-    "launches",
     "num_columns",
-    "refuses",
     "regions",
     "settings",
 ]
@@ -70,7 +70,31 @@ class Library:
     counts: Launch | None = None
 
 
-def launches(op: Op, form: Form, variant: Variant, library: Library) -> tuple[Launch, ...]:
+def baseline(kernel: str, variant: Variant, summary: str, library: Library) -> Protocol:
+    """Return a variant of the baseline that stands for a library, with the memory of its kernels.
+
+    Args:
+        kernel: name of the baseline.
+        variant: how rows are grouped for the exchange.
+        summary: one line.
+        library: the library's part.
+    """
+    splits: dict[str, Splits] = {"padded": "padded", "allgather": "gathered"}
+    return Protocol(
+        kernel=kernel,
+        variant=variant,
+        summary=summary,
+        regions=partial(regions, variant=variant),
+        launches=partial(_launches, variant=variant, library=library),
+        refuses=_refuses if variant == "allgather" else accepts_all,
+        settings=partial(settings, variant=variant),
+        granularity="selection" if variant == "selection" else "rank",
+        splits=splits.get(variant, "exact"),
+        is_baseline=True,
+    )
+
+
+def _launches(op: Op, form: Form, variant: Variant, library: Library) -> tuple[Launch, ...]:
     """Return the launches of an operation, the library's among them."""
     counts = (library.counts,) if library.counts else ()
     if op == "combine":
@@ -88,7 +112,7 @@ def launches(op: Op, form: Form, variant: Variant, library: Library) -> tuple[La
     return (_LAYOUT, _PACK, *counts, library.exchange, *after)
 
 
-def refuses(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
+def _refuses(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
     """Refuse an all-gather whose buffers would not fit where all ranks share a memory."""
     x_bytes, y_bytes = shape.dispatch_row.stride_bytes, shape.combine_row.stride_bytes
     row_bytes = x_bytes + 2 * y_bytes + 8 * shape.num_topk
