@@ -59,7 +59,7 @@ class CpuWorld:
         self.windows = Windows(Layout(REGIONS), num_ranks)
         self.results = np.full(8192, -7, np.int64)
         self.abort = np.zeros(1, np.int64)
-        self._kept: list[npt.NDArray[np.int64]] = []
+        self._kept: list[npt.NDArray[Any]] = []
         self._hangs = False
         rng = np.random.default_rng(1)
         for rank in range(num_ranks):
@@ -106,6 +106,14 @@ class CpuWorld:
     def result(self, index: int) -> int:
         """Return the address of a result."""
         return int(self.results.ctypes.data) + 8 * index
+
+    def put_rows(self, rank: int, rows: list[int], row_bytes: int) -> Step:
+        """Put rows of the own rank's `x` to the head of another's `recv` by one request."""
+        listed = np.array(rows, np.int32)
+        self._kept.append(listed)
+        address = int(listed.ctypes.data)
+        into, base = self.at("recv"), self.at("x")
+        return (code.PUT_ROWS, rank, into, len(rows), address, base, row_bytes, 0)
 
     def prepare(self, *launches: Programs | Launch) -> list[Program]:
         """Return every rank's program: launches of programs of its warps, or `MEET`."""

@@ -88,7 +88,7 @@ class Sandbox:
         for rank in range(self.world_size):
             self.view(rank, "recv")[:] = POISON
             self.view(rank, "x")[:] = np.arange(REGIONS["x"]) % 251
-        self._kept: list[npt.NDArray[np.int64]] = []
+        self._kept: list[npt.NDArray[Any]] = []
 
     def view(self, rank: int, name: str, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[Any]:
         """Return a region of a rank."""
@@ -119,6 +119,14 @@ class Sandbox:
         """Put the head of a rank's `x` to place `row` of another's `recv`."""
         into = self.at("recv", row * ROW)
         return (code.PUT_ROW, rank, into, self.addr(source, "x"), num_rows * ROW, channel)
+
+    def put_rows(self, rank: int, rows: list[int], *, channel: int = 0) -> Step:
+        """Put rows of the own rank's `x` to the head of another's `recv` by one request."""
+        listed = np.array(rows, np.int32)
+        self._kept.append(listed)
+        address = int(listed.ctypes.data)
+        into, base = self.at("recv"), self.at("x")
+        return (code.PUT_ROWS, rank, into, len(rows), address, base, ROW, channel)
 
     def peek(self, rank: int, index: int, *, row: int = 0) -> Step:
         """Read the first word of a row of `recv` of the own rank now."""

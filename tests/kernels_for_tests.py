@@ -41,7 +41,8 @@ STEP_WORDS = 8
     WAIT_ALL,
     SCAN_WORDS,
     REDUCE_COLUMNS,
-) = range(28)
+    PUT_ROWS,
+) = range(29)
 
 
 class Params(NamedTuple):
@@ -90,7 +91,11 @@ def run_step(at: int) -> None:
         while isa.load_acquire(a) < b:
             pass
     elif what == WAIT_GE:
-        isa.wait_ge(a, b)
+        seen = isa.wait_ge(a, b)
+        if c != 0:
+            isa.store_i64(c, seen)
+    elif what == PUT_ROWS:
+        isa.put_rows(a, b, RowList(c, 0, d, e, isa.load_i64(at + 48)), isa.load_i64(at + 56))
     elif what == WAIT_ANY:
         isa.store_i64(e, isa.wait_any(a, b, c, d))
     elif what == BLOCK_SYNC:

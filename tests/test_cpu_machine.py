@@ -18,7 +18,7 @@ from comms.cpu.program import MEET, Launch
 from comms.errors import EpbenchError, TimeoutFailure
 from comms.fiber import install_switch
 from comms.memory import POISON
-from kernels.isa import cpu
+from kernels.isa import MOST_SEGMENTS, cpu
 
 ROW = 448
 #: A limit that a test waits for.
@@ -637,6 +637,23 @@ def test_a_put_crosses_to_any_rank_of_another_node() -> None:
         for rank in range(2):
             assert np.array_equal(world.view(rank, "recv")[:ROW], world.view(3, "x")[:ROW])
         assert (world.view(2, "recv") == POISON).all()
+
+
+def test_rows_of_one_request_arrive_in_their_order() -> None:
+    with CpuWorld(4, num_nodes=2) as world:
+        world.times({(3, 0, 0): [world.put_rows(0, [2, 0, 5], ROW)]})
+        rows = world.view(3, "x")[: 6 * ROW].reshape(6, ROW)
+        assert np.array_equal(world.view(0, "recv")[: 3 * ROW].reshape(3, ROW), rows[[2, 0, 5]])
+        found = failure(world, world.put_rows(0, list(range(MOST_SEGMENTS + 1)), ROW))
+        assert found == "puts 17 rows by one request, which has room for 16"
+
+
+def test_a_wait_returns_the_word_that_ended_it() -> None:
+    with CpuWorld() as world:
+        waits = [(code.WAIT_GE, world.flag(0), 2, world.result(0))]
+        adds = [(code.ADD, 1, world.flag(0), 5)]
+        world.times({(0, 0, 0): adds, (1, 0, 0): waits})
+        assert world.results[0] == 5
 
 
 def test_launches_after_a_failure_do_not_run() -> None:

@@ -15,6 +15,7 @@ from comms.fabric import load_fabric
 from comms.fiber import STACK_BYTES, Stacks
 from comms.sim import engine
 from comms.sim.engine import Launch
+from kernels.isa import MOST_SEGMENTS
 
 X = 0x1000
 
@@ -109,6 +110,13 @@ def test_a_channel_must_exist(channel: int) -> None:
     box = Sandbox(num_nodes=2, ranks_per_node=1)
     assert failure(box, [box.put(1, 0, channel=channel)]) == f"uses channel {channel}, there are 4"
     assert failure(box, [(code.PUT_WAIT, channel)]) == f"uses channel {channel}, there are 4"
+
+
+def test_a_request_has_room_for_so_many_rows() -> None:
+    box = Sandbox(num_nodes=2, ranks_per_node=1)
+    box.run({(1, 0, 0): [box.put_rows(0, list(range(MOST_SEGMENTS)))]})
+    sentence = failure(box, [box.put_rows(0, list(range(MOST_SEGMENTS + 1)))])
+    assert sentence == "puts 17 rows by one request, which has room for 16"
 
 
 def test_more_warps_than_an_sm_has_room_for_are_refused() -> None:

@@ -290,6 +290,36 @@ def test_a_put_costs_its_post_and_the_network() -> None:
     assert end_of(box, {(0, 0, 0): steps[:1]}) == NIC_POST
 
 
+def test_a_wait_returns_the_word_that_its_last_poll_saw() -> None:
+    box = Sandbox()
+    add = (code.ADD, 0, box.flag(0), 2)
+    wait = (code.WAIT_GE, box.flag(0), 1, box.result(0))
+    box.run({(0, 0, 0): [wait], (0, 1, 0): [add, add]})
+    assert box.results[0] == 4
+
+
+def test_a_put_comes_after_what_its_warp_has_written() -> None:
+    box = Sandbox(num_nodes=2, ranks_per_node=1)
+    store = (code.STORE, 0, box.flag(0), 1)
+    put, signal = box.put(0, 1, channel=0), (code.PUT_SIGNAL, 1, box.flag(1), 1, 0)
+    (alone,) = {end_of(box, {(0, 0, 0): [step]}) for step in (put, signal)}
+    assert alone == NIC_POST
+    released = max(WORD + FENCE, 2 * L2)
+    for step in (put, signal):
+        assert end_of(box, {(0, 0, 0): [store, step]}) == released + NIC_POST
+        # What has been acknowledged need not be released again.
+        assert end_of(box, {(0, 0, 0): [store, (code.FENCE,), step]}) == released + NIC_POST
+
+
+def test_rows_of_one_request_are_posted_once() -> None:
+    box = Sandbox(num_nodes=2, ranks_per_node=1)
+    wait = (code.PUT_WAIT, 0)
+    leaves = NIC_POST + 3 * cost(FULL, NIC_MBPS)
+    assert end_of(box, {(0, 0, 0): [box.put_rows(1, [2, 0, 5]), wait]}) == leaves + 2 * NIC_LATENCY
+    rows = box.view(0, "x")[: 6 * ROW].reshape(6, ROW)
+    assert np.array_equal(box.view(1, "recv")[: 3 * ROW].reshape(3, ROW), rows[[2, 0, 5]])
+
+
 def test_a_nic_sends_so_many_messages_a_second() -> None:
     box = Sandbox(num_nodes=2, ranks_per_node=1, row_bytes=(ROW, ROW))
     num_puts = 60

@@ -16,6 +16,7 @@ _ERRORS = {
     state.BAD_RANK: "addresses rank {a}, which does not exist",
     state.NOT_REACHABLE: "addresses rank {a}, to which this instruction has no path "
     "(loads and stores reach the own node, puts reach other nodes)",
+    state.TOO_MANY_ROWS: "puts {a} rows by one request, which has room for {b}",
     state.BAD_GROUP: "synchronises with group {a}: groups go from 1 to "
     f"{state.NUM_GROUPS - 1}, and a warp stays in one",
     state.EXCEPTION: "raised an exception (division by zero or an index out of range)",
@@ -29,7 +30,7 @@ def describe_error(arrays: Arrays, windows: AnyWindows, launches: Sequence[Launc
     h = arrays["machine"][0]
     warp = arrays["warps"][h["error_warp"]]
     place = windows.layout.describe_outside(int(h["error_b"]))
-    sentence = _ERRORS[int(h["error"])].format(a=h["error_a"], place=place)
+    sentence = _ERRORS[int(h["error"])].format(a=h["error_a"], b=h["error_b"], place=place)
     launch = launches[int(arrays["blocks"]["launch"][warp["block"]])]
     return f"{launch.name}: {_where(arrays, warp)} {sentence}"
 

@@ -26,7 +26,8 @@ READY, WAIT_GE, WAIT_ANY, SPIN, BLOCK_SYNC, GROUP_SYNC, PAUSE, DONE = range(8)
     NOT_REACHABLE,
     EXCEPTION,
     BAD_GROUP,
-) = range(8)
+    TOO_MANY_ROWS,
+) = range(9)
 
 
 def _record(*fields: str) -> np.dtype[Any]:

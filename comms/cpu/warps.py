@@ -102,17 +102,20 @@ def resume(m: int, warp: int) -> None:
 
 
 @inner
-def wait_ge(m: int, warp: int, offset: int, value: int, line: int) -> None:
-    """Poll the word at `offset` of the own window until it is at least `value`."""
+def wait_ge(m: int, warp: int, offset: int, value: int, line: int) -> int:
+    """Poll the word at `offset` of the own window until it is at least `value`; return it."""
     address = base_of(m, machine(m).rank) + offset
-    if atomics.load_acquire(address) >= value:
-        return
+    seen = atomics.load_acquire(address)
+    if seen >= value:
+        return seen
     w = warp_at(m, warp)
     w.wait_offset, w.wait_value, w.line, w.state = offset, value, line, WAIT_GE
     w.since_ns = 0
-    while atomics.load_acquire(address) < value:
+    while seen < value:
         idle(m, warp)
+        seen = atomics.load_acquire(address)
     resume(m, warp)
+    return seen
 
 
 @inner

@@ -22,6 +22,7 @@ _ERRORS = {
     state.POOL_EMPTY: "found no room for one more transfer",
     state.BAD_RANK: "addresses rank {a}, which does not exist",
     state.BAD_CHANNEL: "uses channel {a}, there are {b}",
+    state.TOO_MANY_ROWS: "puts {a} rows by one request, which has room for {b}",
     state.BAD_GROUP: "synchronises with group {a}: groups go from 1 to "
     f"{state.NUM_GROUPS - 1}, and a warp stays in one",
 }

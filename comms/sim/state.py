@@ -53,7 +53,8 @@ EV_WARP, EV_EGRESS, EV_ARRIVE, EV_LAUNCH = range(4)
     BAD_RANK,
     BAD_CHANNEL,
     BAD_GROUP,
-) = range(9)
+    TOO_MANY_ROWS,
+) = range(10)
 
 
 def _record(*fields: str) -> np.dtype[Any]:

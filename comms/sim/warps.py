@@ -99,13 +99,15 @@ def await_word(e: int, warp: int, offset: int, value: int, line: int) -> None:
 
 
 @inner
-def wait_ge(e: int, warp: int, offset: int, value: int, line: int) -> None:
-    """Poll the word at `offset` of the own window until it is at least `value`."""
+def wait_ge(e: int, warp: int, offset: int, value: int, line: int) -> int:
+    """Poll the word at `offset` of the own window until it is at least `value`; return it."""
     w = warp_at(e, warp)
     w.poll_base = header(e).now + w.debt
     pay(e, warp, header(e).l2)
-    if word_at(rank_at(e, w.rank).base + offset)[0] < value:
+    word = word_at(rank_at(e, w.rank).base + offset)
+    if word[0] < value:
         await_word(e, warp, offset, value, line)
+    return word[0]
 
 
 @inner
@@ -127,14 +129,14 @@ def wait_all(
 def wait_any(
     e: int, warp: int, offset: int, stride: int, values: int, count: int, line: int
 ) -> int:
-    """Poll `count` words, `stride` bytes apart, until one is at least its value; return its index.
+    """Poll `count` words, lane by lane, until one is at least its value; return the first's index.
 
     `values` is the local address of `count` int64 values.
     """
     w = warp_at(e, warp)
     base = rank_at(e, w.rank).base + offset
     w.poll_base = header(e).now + w.debt
-    pay(e, warp, header(e).l2)
+    pay(e, warp, header(e).l2 + (count + 31) // 32 * header(e).word_issue)
     while True:
         for index in range(count):
             if word_at(base + index * stride)[0] >= word_at(values + 8 * index)[0]:
@@ -256,6 +258,14 @@ def fence(e: int, warp: int) -> None:
     b.fence_head = warp
     b.num_fencing += 1
     suspend(e, warp)
+
+
+@inner
+def release(e: int, warp: int) -> None:
+    """Sleep until writes that have not been acknowledged are: what posting to a NIC comes after."""
+    if covered_at(e, warp) < 0:
+        fence(e, warp)
+    warp_at(e, warp).unreleased = 0
 
 
 @inner

@@ -9,11 +9,13 @@ memory is named (rank, offset in the symmetric window); local memory is an addre
 named after a region is its offset, and with `_addr` appended its address on this rank. Flags are
 8-byte words of the window.
 
-Ordering: a release covers the earlier writes of this warp, and those of the warps it has
-synchronised with by `block_sync` or `group_sync`. A row or word becomes readable when it arrives,
+Ordering: a release covers this warp's earlier writes, bulk copies among them, and its earlier
+reads; those of the warps it has synchronised with by `block_sync` or `group_sync`; and what all of
+them have acquired. Releases are `store_release`, `fence_release` for the relaxed writes of words
+that follow it, every put and every `put_signal`. A row or word becomes readable when it arrives,
 not when it is issued, and two relaxed writes may arrive in either order. What this warp wrote to
-its own rank it reads itself. Waits are acquires. Every wait ends: by its condition, or by a report
-of what it waited for.
+its own rank it reads itself, bulk copies only after a release. Waits are acquires. Every wait ends:
+by its condition, or by a report of what it waited for. The end of a launch completes everything.
 
 Rows are what the model's data is made of and may be simulated by a prefix; `num_bytes` of a row
 instruction is a multiple of the row stride. Bytes (`copy_bytes`, `put_bytes`) are counts and
@@ -101,6 +103,9 @@ class Selected(NamedTuple):
     counts_addr: int
 
 
+#: Most rows of one `put_rows`: segments of a work request.
+MOST_SEGMENTS = 16
+
 #: Named barriers of a block; `group_sync` takes 1 to NUM_GROUPS - 1, `block_sync` is barrier 0.
 NUM_GROUPS = 16
 
@@ -161,19 +166,24 @@ def fence_release() -> None:
     _unbound()
 
 
-def wait_ge(offset: int, value: int, line: int = 0) -> None:
+def wait_ge(offset: int, value: int, line: int = 0) -> int:
     """Wait until the word at `offset` of the own window is at least `value`, then acquire.
 
     Args:
         offset: the flag.
         value: what to wait for.
         line: source line for reports; binding fills it in.
+
+    Returns:
+        The word that ended the wait.
     """
     _unbound()
 
 
 def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int = 0) -> int:
     """Wait until one of `count` words is at least its value, acquire, and return its index.
+
+    Of several that are, the first: fairness is for the kernel to see to.
 
     Args:
         offset: first word, in the own window.
@@ -215,12 +225,15 @@ def warp_sync() -> None:
 
 
 def block_sync(line: int = 0) -> None:
-    """Wait for every warp of the block; its releases then cover their earlier writes."""
+    """Wait for every warp of the block; its releases then cover theirs.
+
+    A device may complete bulk copies here, or leave that to the release that covers them.
+    """
     _unbound()
 
 
 def group_sync(group: int, num_warps: int, line: int = 0) -> None:
-    """Wait for the other warps of a group; its releases then cover their earlier writes.
+    """Wait for the other warps of a group; its releases then cover theirs, as in `block_sync`.
 
     Args:
         group: which of the block's groups, 1 to NUM_GROUPS - 1; a warp stays in one for a launch.
@@ -241,7 +254,8 @@ def copy_row(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
 def copy_row_bulk(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
     """Copy local rows to (rank, offset) on this node by bulk asynchronous copies.
 
-    The source must stay as it is until a release by this warp has returned.
+    The source must stay as it is until a release that covers the copy has returned, or the launch
+    has ended.
     """
     _unbound()
 
@@ -305,9 +319,9 @@ def reduce_columns_weighted(out_addr: int, rows: RowList, weights_addr: int, par
 def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     """Write local rows to (rank, offset) on another node, asynchronously.
 
-    Posting is a release: the NIC reads what a release by this warp would cover. The source must
-    stay as it is until the write has completed: until `put_wait` has returned, or
-    something has been seen that happened after a later signal of the channel.
+    Posting is a release: the NIC reads what it covers. The source must stay as it is until the
+    write has completed: until `put_wait` has returned, or something has been seen that happened
+    after a later signal of the channel, or the launch has ended.
     """
     _unbound()
 
@@ -315,12 +329,13 @@ def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int)
 def put_rows(rank: int, offset: int, rows: RowList, channel: int) -> None:
     """Write listed rows of the own rank to consecutive places on another node, by one request.
 
-    A work request with a segment for each row: they leave together. Otherwise as `put_row`.
+    One work request with a segment for each row is posted; rows of other channels may leave between
+    them. Otherwise as `put_row`.
 
     Args:
         rank: destination.
         offset: where the first row goes.
-        rows: at most 16 rows, `ranks_addr` 0.
+        rows: at most MOST_SEGMENTS rows, `ranks_addr` 0.
         channel: which channel.
     """
     _unbound()
@@ -334,7 +349,7 @@ def put_bytes(rank: int, offset: int, src_addr: int, num_bytes: int, channel: in
 def put_signal(rank: int, offset: int, value: int, channel: int) -> None:
     """Add `value` to a flag on another node after this channel's earlier puts to that rank.
 
-    Puts on other channels may arrive later.
+    A release, and atomic. Puts on other channels may arrive later.
     """
     _unbound()
 

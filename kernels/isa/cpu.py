@@ -12,6 +12,7 @@ from comms.cpu.state import (
     EXCEPTION,
     NOT_REACHABLE,
     OUT_OF_BOUNDS,
+    TOO_MANY_ROWS,
     base_of,
     block_at,
     machine,
@@ -20,7 +21,17 @@ from comms.cpu.state import (
 )
 from comms.fiber import this_engine, this_warp
 from comms.raw import move, word_at
-from kernels.isa import ExpertLists, Matrix, Part, RowList, Selected, Target, TopkRow, lanes
+from kernels.isa import (
+    MOST_SEGMENTS,
+    ExpertLists,
+    Matrix,
+    Part,
+    RowList,
+    Selected,
+    Target,
+    TopkRow,
+    lanes,
+)
 from kernels.isa.vectors import copy_stream, reduce_stream
 
 # Names that kernels use and that mean the same everywhere.
@@ -128,9 +139,9 @@ def fence_release() -> None:
 
 
 @inner
-def wait_ge(offset: int, value: int, line: int) -> None:
+def wait_ge(offset: int, value: int, line: int) -> int:
     _own(offset, 8)
-    warps.wait_ge(this_engine(), this_warp(), offset, value, line)
+    return warps.wait_ge(this_engine(), this_warp(), offset, value, line)
 
 
 @inner
@@ -232,6 +243,8 @@ def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int)
 
 @inner
 def put_rows(rank: int, offset: int, rows: RowList, channel: int) -> None:
+    if rows.num_rows > MOST_SEGMENTS:
+        warps.fail(this_engine(), this_warp(), TOO_MANY_ROWS, rows.num_rows, MOST_SEGMENTS)
     indices = lanes.i32_at(rows.rows_addr, rows.num_rows)
     for index in range(rows.num_rows):
         source = _own(rows.base + indices[index] * rows.row_bytes, rows.row_bytes)

@@ -15,6 +15,7 @@ from comms.sim.state import (
     HBM,
     ROW,
     STORE,
+    TOO_MANY_ROWS,
     TOPK,
     block_at,
     cost,
@@ -24,7 +25,17 @@ from comms.sim.state import (
     warp_at,
     wire_bytes,
 )
-from kernels.isa import ExpertLists, Matrix, Part, RowList, Selected, Target, TopkRow, lanes
+from kernels.isa import (
+    MOST_SEGMENTS,
+    ExpertLists,
+    Matrix,
+    Part,
+    RowList,
+    Selected,
+    Target,
+    TopkRow,
+    lanes,
+)
 
 # Names that kernels use and that mean the same everywhere.
 __all__ = ["ExpertLists", "Matrix", "Part", "RowList", "Selected", "Target", "TopkRow"]
@@ -83,10 +94,10 @@ def fence_release() -> None:
 
 
 @inner
-def wait_ge(offset: int, value: int, line: int) -> None:
+def wait_ge(offset: int, value: int, line: int) -> int:
     e, warp = this_engine(), this_warp()
     transfers.check_window(e, warp, warp_at(e, warp).rank, offset, 8)
-    warps.wait_ge(e, warp, offset, value, line)
+    return warps.wait_ge(e, warp, offset, value, line)
 
 
 @inner
@@ -265,6 +276,7 @@ def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int)
     e = this_engine()
     path = transfers.Path(this_rank(), rank, channel)
     span = transfers.Span(src_addr, num_bytes, wire_bytes(e, this_rank(), num_bytes))
+    warps.release(e, this_warp())
     transfers.put(e, this_warp(), path, offset, span)
 
 
@@ -274,6 +286,9 @@ def put_rows(rank: int, offset: int, rows: RowList, channel: int) -> None:
     path = transfers.Path(this_rank(), rank, channel)
     wire = wire_bytes(e, this_rank(), rows.row_bytes)
     indices = lanes.i32_at(rows.rows_addr, rows.num_rows)
+    if rows.num_rows > MOST_SEGMENTS:
+        warps.fail(e, warp, TOO_MANY_ROWS, rows.num_rows, MOST_SEGMENTS)
+    warps.release(e, warp)
     warps.pay(e, warp, header(e).nic_post)
     for index in range(rows.num_rows):
         at = rows.base + indices[index] * rows.row_bytes
@@ -287,12 +302,14 @@ def put_rows(rank: int, offset: int, rows: RowList, channel: int) -> None:
 def put_bytes(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     path = transfers.Path(this_rank(), rank, channel)
     span = transfers.Span(src_addr, num_bytes, num_bytes)
+    warps.release(this_engine(), this_warp())
     transfers.put(this_engine(), this_warp(), path, offset, span)
 
 
 @inner
 def put_signal(rank: int, offset: int, value: int, channel: int) -> None:
     path = transfers.Path(this_rank(), rank, channel)
+    warps.release(this_engine(), this_warp())
     transfers.put_signal(this_engine(), this_warp(), path, offset, value)
 
 

@@ -3,15 +3,13 @@
 The SM budget is fixed for a state: flags count blocks, and every block has an epoch of its own.
 """
 
+from kernels.isa import MOST_SEGMENTS
 from kernels.knobs import Knob, too_many_warps
 from kernels.protocol import Form, KernelLaunch, Op, Protocol
 from kernels.shape import Shape
 from kernels.two_hop.combine import combine
 from kernels.two_hop.dispatch import dispatch
 from kernels.two_hop.params import CombineParams, DispatchParams
-
-#: Most rows of one `put_rows`.
-MOST_PUT_ROWS = 16
 
 # One warp serves a stream: two nodes have few, and get as many reducers as streams.
 CHANNEL_WARPS = Knob(
@@ -154,9 +152,9 @@ def _refuses(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
                 f"{ring.name} must be a multiple of {chunk.name}, "
                 f"got {ring.of(shape)} and {chunk.of(shape)}"
             )
-    if CHUNK_ROWS.of(shape) > MOST_PUT_ROWS:
+    if CHUNK_ROWS.of(shape) > MOST_SEGMENTS:
         return (
-            f"{CHUNK_ROWS.name} must be at most {MOST_PUT_ROWS}, the rows of a request, "
+            f"{CHUNK_ROWS.name} must be at most {MOST_SEGMENTS}, the rows of a request, "
             f"got {CHUNK_ROWS.of(shape)}"
         )
     channels, forward, reduce = CHANNEL_WARPS.name, FORWARD_WARPS.name, REDUCE_WARPS.name
