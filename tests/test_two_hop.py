@@ -14,6 +14,10 @@ from kernels.two_hop import PROTOCOLS
 (RAIL,) = PROTOCOLS
 _DISPATCH, _COMBINE = "kernels.two_hop.dispatch", "kernels.two_hop.combine"
 _SENDERS, _PLACES = "kernels.two_hop.senders", "kernels.two_hop.places"
+#: Ranks enough that one ends before the others' rows for it have come.
+_WIDE = KernelCase(
+    Grid(tokens=(100,), nodes=(2,), ranks_per_node=(4,), num_sms=(1,), routing=("hot:2",))
+)
 #: So many tokens that the streams' rings go round, combine's as short as they may be.
 _MANY = KernelCase(
     Grid(
@@ -113,3 +117,14 @@ def test_a_mistake_is_noticed(
     (row,) = [row for row in harness.run_spec(spec, lambda *_: None) if row.op == op]
     assert row.status == status, row.reason
     assert reason in str(row.reason)
+
+
+def test_an_end_before_the_nodes_rows_are_here_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wait = "isa.wait_ge(p.done, epoch * p.ranks_per_node * p.num_sms)"
+    install_mutant(RAIL, Mutation(_DISPATCH, wait, "pass"), monkeypatch)
+    spec = _WIDE.spec(RAIL.kernel, RAIL.variant, "fresh", tmp_path)
+    rows = {row.op: row for row in harness.run_spec(spec, lambda *_: None)}
+    assert rows["dispatch"].status == "incorrect"
+    assert "arrived after the kernel returned" in str(rows["dispatch"].reason)
