@@ -147,7 +147,9 @@ def _helper(module: str, old: str, new: str) -> Mutation:
     [
         pytest.param(
             Mutation(
-                _NOTIFY, "isa.wait_ge(p.relayed, epoch * p.num_nodes * p.ranks_per_node)", "pass"
+                _NOTIFY,
+                "isa.wait_all(p.relayed, 8, p.ranks_per_node, epoch * p.num_nodes)",
+                "pass",
             ),
             "dispatch",
             "incorrect",
@@ -155,7 +157,9 @@ def _helper(module: str, old: str, new: str) -> Mutation:
             id="counts read before they are here",
         ),
         pytest.param(
-            _helper("dispatch_senders", "isa.wait_ge(p.rdma_credit + 8 * credit, needed)", "pass"),
+            _helper(
+                "dispatch_senders", "isa.wait_ge(p.rdma_credit + 8 * credit, needed)", "needed"
+            ),
             "dispatch",
             "timeout",
             "waits for nvl_tail",
@@ -185,7 +189,7 @@ def _helper(module: str, old: str, new: str) -> Mutation:
             _helper(
                 "combine_forwarders",
                 "isa.wait_ge(p.back_nvl_tail + 8 * stream, place.base + end)",
-                "pass",
+                "place.base + end",
             ),
             "combine",
             "incorrect",
@@ -207,7 +211,7 @@ def _helper(module: str, old: str, new: str) -> Mutation:
             _helper(
                 "combine_receivers",
                 "isa.wait_ge(p.back_tail + 8 * stream, place.base + slot + 1)",
-                "pass",
+                "place.base + slot + 1",
             ),
             "combine",
             "incorrect",

@@ -67,8 +67,7 @@ def sum_record(p: CombineParams, place: Place, node: int, first: int, record: in
             stream = (place.channel * p.ranks_per_node + local) * p.num_nodes + node
             # The last tail seen, by local rank.
             if isa.load_i64(place.scratch + 8 * local) < place.base + end:
-                isa.wait_ge(p.back_nvl_tail + 8 * stream, place.base + end)
-                seen = isa.load_i64(p.back_nvl_tail_addr + 8 * stream)
+                seen = isa.wait_ge(p.back_nvl_tail + 8 * stream, place.base + end)
                 isa.store_i64(place.scratch + 8 * local, seen)
             isa.store_i32(rows + 4 * num_rows, stream * ring + (end - 1) % ring)
             num_rows += 1
@@ -144,6 +143,8 @@ def tell_ranks(p: CombineParams, place: Place, node: int, record: int) -> None:
     first_rank = place.node * p.ranks_per_node
     theirs = (place.channel * p.ranks_per_node + place.local) * p.num_nodes + node
     ends = ends_addr(p, node, record)
+    # The warps that read the slots have told this one; whoever acquires the credit comes after.
+    isa.fence_release()
     for local in range(p.ranks_per_node):
         value = place.base + isa.load_i32(ends + 4 * local)
         isa.store(first_rank + local, p.back_nvl_credit + 8 * theirs, value)

@@ -33,8 +33,7 @@ def receive_sums(p: CombineParams, place: Place, receiver: int) -> None:
             stream = place.channel * p.num_nodes + node
             # The last tail seen, by node.
             if isa.load_i64(place.scratch + 8 * node) <= place.base + slot:
-                isa.wait_ge(p.back_tail + 8 * stream, place.base + slot + 1)
-                seen = isa.load_i64(p.back_tail_addr + 8 * stream)
+                seen = isa.wait_ge(p.back_tail + 8 * stream, place.base + slot + 1)
                 isa.store_i64(place.scratch + 8 * node, seen)
             ring = stream * p.combine_rdma_recv
             isa.store_i32(rows + 4 * index, ring + slot % p.combine_rdma_recv)
@@ -79,6 +78,7 @@ def give_credit(p: CombineParams, place: Place, node: int, value: int) -> None:
     """Add to the credit that this rank's rail peer on a node has for this rank's ring."""
     credit = p.back_credit + 8 * (place.channel * p.num_nodes + place.node)
     if node == place.node:
+        isa.fence_release()
         isa.add(p.rank, credit, value)
     else:
         peer = node * p.ranks_per_node + place.local

@@ -76,8 +76,7 @@ def forward_rows(p: DispatchParams, place: Place, target: int) -> None:
     while num_left > 0:
         if num_sent + p.dispatch_nvl_send - num_taken > p.dispatch_nvl_recv:
             needed = num_sent + p.dispatch_nvl_send - p.dispatch_nvl_recv
-            isa.wait_ge(p.nvl_credit + 8 * near, place.base + needed)
-            num_taken = isa.load_i64(p.nvl_credit_addr + 8 * near) - place.base
+            num_taken = isa.wait_ge(p.nvl_credit + 8 * near, place.base + needed) - place.base
         node = next_source(p, place, sources, (node + 1) % p.num_nodes)
         head = isa.load_i64(sources.heads + 8 * node)
         tail = isa.load_i64(sources.tails + 8 * node)
@@ -85,12 +84,11 @@ def forward_rows(p: DispatchParams, place: Place, target: int) -> None:
         while record < tail and num_rows < p.dispatch_nvl_send:
             num_rows += forward_row(p, place, target, node, record, num_sent + num_rows)
             record += 1
+        # One release for the ring's tail and for `forwarded`, before which the records were read.
+        isa.fence_release()
         if num_rows > 0:
             num_sent += num_rows
-            isa.store_release(peer, p.nvl_tail + 8 * theirs, place.base + num_sent)
-        else:
-            # What was read of the records comes before `forwarded`.
-            isa.fence_release()
+            isa.store(peer, p.nvl_tail + 8 * theirs, place.base + num_sent)
         stream = place.channel * p.num_nodes + node
         isa.store(
             p.rank, p.forwarded + 8 * (stream * p.ranks_per_node + target), place.base + record
@@ -116,7 +114,7 @@ def next_source(p: DispatchParams, place: Place, sources: Sources, first: int) -
         value = place.base + head + 1 if head < total else NEVER
         isa.store_i64(sources.wanted + 8 * node, value)
     node = isa.wait_any(tails, 8, sources.wanted, p.num_nodes)
-    tail = isa.load_i64(p.rdma_tail_addr + 8 * (place.channel * p.num_nodes + node)) - place.base
+    tail = isa.load_acquire(tails + 8 * node) - place.base
     isa.store_i64(sources.tails + 8 * node, min(tail, isa.load_i64(sources.totals + 8 * node)))
     return node
 
@@ -207,12 +205,12 @@ def return_credit(p: DispatchParams, place: Place, node: int, wanted: int) -> in
         return count
     # Wait for the first forwarder that is behind, or for the last if none is any more.
     behind = 0
+    while behind < p.ranks_per_node - 1 and (
+        isa.load(p.forwarded + 8 * (first + behind)) >= place.base + target
+    ):
+        behind += 1
     for local in range(p.ranks_per_node):
-        value = NEVER
-        head = isa.load_i64(p.forwarded_addr + 8 * (first + local)) - place.base
-        if behind == 0 and (head < target or local == p.ranks_per_node - 1):
-            behind = 1
-            value = place.base + target
+        value = place.base + target if local == behind else NEVER
         isa.store_i64(wanted + 8 * (node * p.ranks_per_node + local), value)
     return 0
 
@@ -221,6 +219,7 @@ def give_credit(p: DispatchParams, place: Place, node: int, value: int) -> None:
     """Add to the credit that the source on a node has for this node's ring."""
     credit = p.rdma_credit + 8 * (place.channel * p.num_nodes + place.node)
     if node == place.node:
+        isa.fence_release()
         isa.add(p.rank, credit, value)
     else:
         peer = node * p.ranks_per_node + place.local

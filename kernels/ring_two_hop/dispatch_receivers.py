@@ -19,18 +19,16 @@ def receive_rows(p: DispatchParams, place: Place, source: int) -> None:
     num_left = 0
     for node in range(p.num_nodes):
         at = spans + 16 * node
-        isa.wait_ge(p.nvl_spans + at, place.base + EPOCH)
-        isa.wait_ge(p.nvl_spans + at + 8, place.base + EPOCH)
-        begin = isa.load_i64(p.nvl_spans_addr + at) % EPOCH
+        begin = isa.wait_ge(p.nvl_spans + at, place.base + EPOCH) % EPOCH
+        end = isa.wait_ge(p.nvl_spans + at + 8, place.base + EPOCH) % EPOCH
         base = isa.load_i32(p.bases_addr + 4 * (node * p.ranks_per_node + source))
         isa.store_i64(places + 8 * node, base + begin)
-        num_left += isa.load_i64(p.nvl_spans_addr + at + 8) % EPOCH - begin
+        num_left += end - begin
     forwarder = place.node * p.ranks_per_node + source
     theirs = place.channel * p.ranks_per_node + place.local
     head = 0
     while num_left > 0:
-        isa.wait_ge(p.nvl_tail + 8 * near, place.base + head + 1)
-        tail = isa.load_i64(p.nvl_tail_addr + 8 * near) - place.base
+        tail = isa.wait_ge(p.nvl_tail + 8 * near, place.base + head + 1) - place.base
         for row in range(head, tail):
             receive_row(p, near * p.dispatch_nvl_recv + row % p.dispatch_nvl_recv, places)
         isa.store_release(forwarder, p.nvl_credit + 8 * theirs, place.base + tail)

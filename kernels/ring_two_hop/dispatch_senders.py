@@ -47,8 +47,7 @@ def fill_rings(p: DispatchParams, place: Place, sender: int) -> None:
             credit = place.channel * p.num_nodes + node
             needed = place.base + slot + 1 - p.dispatch_rdma_recv
             if isa.load_i64(place.scratch + 8 * node) < needed:
-                isa.wait_ge(p.rdma_credit + 8 * credit, needed)
-                seen = isa.load_i64(p.rdma_credit_addr + 8 * credit)
+                seen = isa.wait_ge(p.rdma_credit + 8 * credit, needed)
                 isa.store_i64(place.scratch + 8 * node, seen)
             write_record(p, place, token, node, slot)
         isa.store_release(p.rank, filled, place.base + step + SENDER_WARPS)

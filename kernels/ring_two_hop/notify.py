@@ -7,9 +7,9 @@ workers' counts and adds 1 to `counted` (release). Every block acquires it and l
 its tokens, and the place of each among the channel's tokens for that node: `send_*`, kept for
 cached dispatches and for combine. Block 0 sums the counts, puts them to its rail peers, the ranks
 of other nodes with this rank's local rank, and signals `hello[node]`. A peer acquires it, copies
-the counts to the ranks of its node and adds 1 to `relayed` there (release): N adds from each of L
-ranks an epoch, for N nodes of L ranks. Block 0 acquires `relayed` and knows how many rows come from
-every rank.
+the counts to the ranks of its node and adds 1 to its word of `relayed` there (release): N adds an
+epoch for N nodes. Block 0 acquires all words of `relayed` and knows how many rows come from every
+rank.
 
 It is also the barrier that lets rings begin again at row 0: `hello` and `relayed` of an epoch are
 sent when their rank's last kernel has ended, and whoever writes to this rank is on its rail or on
@@ -188,13 +188,13 @@ def meet(p: NotifyParams, warp: int, with_counts: int) -> None:
                 into = p.counts + source * p.world_counts_bytes
                 isa.copy_bytes(mate, into, row, p.world_counts_bytes)
             isa.fence_release()
-        isa.add(mate, p.relayed, 1)
+        isa.add(mate, p.relayed + 8 * local, 1)
     for other in range(warp, p.num_nodes, p.num_warps):
         if other != node:
             isa.wait_ge(p.hello + 8 * other, epoch)
     isa.block_sync()
     if warp == 0:
-        isa.wait_ge(p.relayed, epoch * p.num_nodes * p.ranks_per_node)
+        isa.wait_all(p.relayed, 8, p.ranks_per_node, epoch * p.num_nodes)
         isa.store(p.rank, p.barrier_epoch, epoch)
 
 

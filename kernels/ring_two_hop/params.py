@@ -62,17 +62,11 @@ class DispatchParams(NamedTuple):
     told: int
     filled: int
     rdma_tail: int
-    rdma_tail_addr: int
     rdma_credit: int
-    rdma_credit_addr: int
     forwarded: int
-    forwarded_addr: int
     nvl_spans: int
-    nvl_spans_addr: int
     nvl_tail: int
-    nvl_tail_addr: int
     nvl_credit: int
-    nvl_credit_addr: int
     nvl_ends_addr: int
     send_rows: int
     send_rows_addr: int
@@ -121,10 +115,8 @@ class CombineParams(NamedTuple):
     nvl_spans_addr: int
     nvl_ends_addr: int
     back_nvl_tail: int
-    back_nvl_tail_addr: int
     back_nvl_credit: int
     back_tail: int
-    back_tail_addr: int
     back_credit: int
     summed: int
     reduced: int

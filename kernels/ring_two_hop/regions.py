@@ -52,7 +52,7 @@ def regions(shape: Shape) -> dict[str, int]:
         "dispatch_epoch": 8,
         "combine_epoch": 8,
         "hello": 8 * nodes,
-        "relayed": 8,
+        "relayed": 8 * local,
         "counted": 8,
         "worker_counts": shape.num_sms * DISPATCH_WARPS * counts,
         "block_counts": shape.num_sms * counts,
