@@ -21,7 +21,8 @@ Two buffers, by the epoch's parity, are enough: a rank writes buffer e % 2 of a 
 epoch e + 2, which it enters after it has seen the end of every stream of epoch e + 1. Every rank
 has a stream to every other, so the source has sent one in its epoch e + 1, which it entered after
 its epoch e had ended and with it all its reads of the buffer. That is so whatever runs between. The
-kernel ends when its own puts have completed: `y` may be overwritten.
+kernel, apart `combine_recv`, ends when the rank's own puts have completed: from then on `y` may be
+overwritten.
 """
 
 from typing import NamedTuple
@@ -199,7 +200,7 @@ def reduce_token(p: CombineParams, team: Team, token: int, epoch: int) -> None:
 
 
 def end(p: CombineParams, epoch: int) -> None:
-    """End an epoch, when the block's warps are done and its puts have completed."""
+    """End an epoch, when the block's warps are done and the puts of its channel have completed."""
     isa.mark(ENDING)
     isa.block_sync()
     if isa.warp_id() == 0:

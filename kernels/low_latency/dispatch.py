@@ -31,8 +31,8 @@ peer again in epoch e + 2, which it enters after it has waited for `counted` of 
 rank, also of those that send it nothing. The peer has sent that in its epoch e + 1, which it
 entered after its epoch e had ended and with it all its reads of the buffer. That is so whatever
 runs between: combine uses other memory. `arrived` is only compared by >=, and needs no buffers: a
-stream ends an epoch before it begins the next. The kernel ends when its own puts have completed:
-`x` may be overwritten.
+stream ends an epoch before it begins the next. The kernel, apart `dispatch_recv`, ends when the
+rank's own puts have completed: from then on `x` may be overwritten.
 """
 
 from typing import NamedTuple
@@ -291,7 +291,7 @@ def receive_row(p: DispatchParams, source: int, row: int, epoch: int) -> None:
 
 
 def end(p: DispatchParams, epoch: int) -> None:
-    """End an epoch, when the block's warps are done and its puts have completed."""
+    """End an epoch, when the block's warps are done and the puts of its channel have completed."""
     isa.mark(ENDING)
     isa.block_sync()
     if isa.warp_id() == 0:
