@@ -101,11 +101,11 @@ def test_speed_ups_are_over_the_fastest_row_of_each_baseline(run: Run) -> None:
     ]
     (table,) = build_overview([run], [8]).tables
     ours = row(table, "direct/pull", "8*")
-    assert ours["vs dedup"] == "1.50"
+    assert ours["vs dedup"] == "1.50 = 1.00 x 1.50"
     # 500 / 100 in all, of which 200 / 80 are bytes.
     assert ours["vs selection"] == "5.00 = 2.50 x 2.00"
-    assert row(table, "nccl_like/dedup", "16*")["vs dedup"] == "1.00"
-    assert row(table, "nccl_like/dedup", "8")["vs dedup"] == "0.50"
+    assert row(table, "nccl_like/dedup", "16*")["vs dedup"] == "1.00 = 1.00 x 1.00"
+    assert row(table, "nccl_like/dedup", "8")["vs dedup"] == "0.50 = 1.00 x 0.50"
     assert row(table, "nccl_like/selection", "8*")["vs selection"] == "1.00 = 1.00 x 1.00"
 
 
@@ -131,7 +131,7 @@ def test_baselines_are_those_of_the_same_world(run: Run) -> None:
     (table,) = build_overview([run, with_cases(run, wider)], []).tables
     alone = row(table, "direct/pull", "8*", "EP16 (2 x 8)")
     assert (alone["pair"], alone["vs dedup"], alone["vs selection"]) == ("1000", "-", "-")
-    assert row(table, "direct/pull", "8*")["vs dedup"] == "1.00"
+    assert row(table, "direct/pull", "8*")["vs dedup"] == "1.00 = 1.00 x 1.00"
 
 
 def test_without_bounds_a_speed_up_has_no_factors(run: Run) -> None:
@@ -162,7 +162,7 @@ def test_a_wrong_row_is_a_note_and_no_rival(run: Run) -> None:
     run = changed(run, "nccl_like/dedup", 8, time_us=1.0, status="incorrect", reason="a wrong row")
     (table,) = build_overview([run], [8]).tables
     assert [sms for kernel, sms in shown(table) if kernel == "nccl_like/dedup"] == ["16*"]
-    assert row(table, "nccl_like/dedup", "16*")["vs dedup"] == "1.00"
+    assert row(table, "nccl_like/dedup", "16*")["vs dedup"] == "1.00 = 1.00 x 1.00"
     assert "incorrect: nccl_like/dedup (EP8): a wrong row" in table.notes
 
 
@@ -244,10 +244,10 @@ def test_measured_runs_are_compared_with_their_own_baseline(run: Run) -> None:
     ]
     page = build_overview([run, with_cases(run, measured)], [])
     predicted, clocked = page.tables
-    assert row(clocked, "direct/pull", "8*")["vs dedup"] == "2.50"
+    assert row(clocked, "direct/pull", "8*")["vs dedup"] == "2.50 = 1.00 x 2.50"
     assert "device cpu" in clocked.title
     assert "uncapped" not in clocked.title
-    assert row(predicted, "direct/pull", "8*")["vs dedup"] == "1.00"
+    assert row(predicted, "direct/pull", "8*")["vs dedup"] == "1.00 = 1.00 x 1.00"
     assert [line.partition(":")[0] for line in page.heading[:2]] == ["MEASURED", "PREDICTED"]
 
 

@@ -24,7 +24,10 @@ NAMES = (
     "vs selection",
     "#wrong",
 )
-UNITS = ("", "", "", "(us)", "(%)", "(us)", "(%)", "(us)", "(%)", "(%)", "(x)", "(bytes x eff)", "")
+UNITS = (
+    *("", "", "", "(us)", "(%)", "(us)", "(%)", "(us)", "(%)", "(%)"),
+    *("(bytes x eff)", "(bytes x eff)", ""),
+)
 LEGEND = (
     "Rows: each kernel at the SMs where its pair is fastest of those that were run (*), and at the "
     "SMs asked for.",
@@ -131,7 +134,7 @@ def _cells(
         _us(pair),
         _percent(pair),
         _of_best(pair),
-        f"{_ratio(dedup, pair):.2f}" if dedup else "-",
+        _factors(dedup, pair),
         _factors(selection, pair),
         str(pair.check.num_wrong) if pair.check.num_checked else "N/A",
     )
