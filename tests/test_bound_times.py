@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.traffic.bounds import PortBytes, bound_us, pair_bound_us
+from bench.traffic.bounds import PortBytes, bound_us
 from comms.fabric import load_fabric
 
 H800 = load_fabric("h800")
@@ -58,9 +58,8 @@ def test_a_cap_that_is_no_whole_number_is_used_in_mb_per_s() -> None:
     assert bound_us(_ports(nvlink_out=[300, 0]), replace(H800, nvlink=odd)) == pytest.approx(1.75)
 
 
-def test_pairs_add() -> None:
+def test_ports_add() -> None:
     one, two = _ports(nvlink_out=[16_000_000, 0]), _ports(nic_in=[0, 47_000])
-    assert pair_bound_us(one, two, H800) == pytest.approx(104.55, abs=1e-9)
     total = one + two
     assert (total.nvlink_out.tolist(), total.nic_in.tolist()) == ([16_000_000, 0], [0, 47_000])
     assert not total.nvlink_in.any()

@@ -81,6 +81,7 @@ def test_nothing_is_faster_than_its_bound(axes: dict[str, object]) -> None:
         assert row.time_us is not None
         assert row.time_us >= row.bound_own_us
         assert row.time_us >= row.bound_best_us, row.case_id
+        assert row.bound_best_us <= row.bound_own_us, row.case_id
 
 
 @pytest.mark.parametrize(("kernel", "variant"), protocols("sim"))
@@ -186,6 +187,23 @@ def test_direct_fills_the_links_of_an_h800(accepted: dict[str, list[Case]]) -> N
     assert 0.93 <= best["combine"] <= 1
     for found in rows.values():
         assert min(row.efficiency or 0.0 for row in found) >= 0.9
+
+
+@pytest.mark.slow
+def test_no_large_exchange_is_faster_than_its_bounds(accepted: dict[str, list[Case]]) -> None:
+    for row in accepted["pull"] + accepted["push"]:
+        assert (row.time_us or 0.0) >= (row.bound_own_us or 0.0) >= (row.bound_best_us or 0.0) > 0
+
+
+@pytest.mark.slow
+def test_the_same_rows_are_as_many_bytes_pulled_or_pushed(accepted: dict[str, list[Case]]) -> None:
+    for pulled, pushed in zip(accepted["pull"], accepted["push"], strict=True):
+        assert pulled.op == pushed.op
+        assert pulled.bytes == pushed.bytes
+        assert pulled.gbs is not None
+        assert pushed.gbs is not None
+        rates = [row.gbs.nvlink * (row.time_us or 0.0) for row in (pulled, pushed) if row.gbs]
+        assert rates[0] == pytest.approx(rates[1])
 
 
 @pytest.mark.slow

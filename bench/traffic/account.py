@@ -18,6 +18,9 @@ from comms.fabric import Fabric
 from kernels.protocol import Protocol, Route
 from kernels.shape import Shape
 
+#: Rows are pushed, or pulled.
+_WAYS = (False, True)
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -30,22 +33,18 @@ class Account:
 
     def own_us(self, halves: Sequence[HalfOp]) -> float:
         """Return the least time for the bytes that the protocol must move."""
-        return sum(bound_us(self._own(half, with_acks=True), self.fabric) for half in halves)
+        return sum(
+            bound_us(self._own(half, self._flits(self._is_pulled(half))), self.fabric)
+            for half in halves
+        )
 
     def best_us(self, halves: Sequence[HalfOp]) -> float:
-        """Return the least time for one copy per node over the rail, forwarded there."""
+        """Return the least time for one copy per node over the rail, forwarded there.
+
+        Rows are pushed or pulled, whichever has less against them.
+        """
         return sum(
-            bound_us(
-                port_bytes(
-                    self.plan,
-                    self.shape,
-                    route="rail",
-                    granularity="rank",
-                    op=half,
-                    against=Flits.of(self.fabric, pulled=False),
-                ),
-                self.fabric,
-            )
+            min(bound_us(self._best(half, self._flits(pulled)), self.fabric) for pulled in _WAYS)
             for half in halves
         )
 
@@ -90,17 +89,26 @@ class Account:
             for half in halves
         )
 
-    def _own(self, op: HalfOp, *, with_acks: bool = False) -> PortBytes:
-        """Return the bytes that ports must move for the protocol.
+    def _is_pulled(self, op: HalfOp) -> bool:
+        return self.protocol.pulls and op == "combine"
 
-        What acknowledges rows that are pushed takes time, and is not counted as moved.
+    def _flits(self, pulled: bool) -> Flits:
+        return Flits.of(self.fabric, pulled=pulled)
+
+    def _best(self, op: HalfOp, against: Flits) -> PortBytes:
+        return port_bytes(
+            self.plan, self.shape, route="rail", granularity="rank", op=op, against=against
+        )
+
+    def _own(self, op: HalfOp, against: Flits | None = None) -> PortBytes:
+        """Return the bytes that ports must move for the protocol, with what goes against rows.
+
+        Requests and acknowledgements take time, and are not counted as moved.
         """
         protocol, route = self.protocol, self.protocol.route
         if route == "pxn" and self.fabric.cross_rail == "spine":
             one_hop: Route = "one_hop"
             route = one_hop
-        is_pulled = protocol.pulls and op == "combine"
-        against = Flits.of(self.fabric, pulled=is_pulled) if is_pulled or with_acks else None
         return port_bytes(
             self.plan,
             self.shape,

@@ -193,11 +193,6 @@ def bound_us(ports: PortBytes, fabric: Fabric) -> float:
     )
 
 
-def pair_bound_us(dispatch: PortBytes, combine: PortBytes, fabric: Fabric) -> float:
-    """Return the bound of dispatch then combine: the sum of theirs, in microseconds."""
-    return bound_us(dispatch, fabric) + bound_us(combine, fabric)
-
-
 def _link_ps(sent: Int64, received: Int64, payload_gbs: Constant, latency_ns: Constant) -> int:
     # Python's integers: bytes times 10**6 may pass 2**63.
     most = max(int(sent.max(initial=0)), int(received.max(initial=0)))
