@@ -97,7 +97,7 @@ def run_step(at: int) -> None:
     elif what == PUT_ROWS:
         isa.put_rows(a, b, RowList(c, 0, d, e, isa.load_i64(at + 48)), isa.load_i64(at + 56))
     elif what == WAIT_ANY:
-        isa.store_i64(e, isa.wait_any(a, b, c, d))
+        isa.store_i64(e, isa.wait_any(a, b, c, d, isa.load_i64(at + 48)))
     elif what == BLOCK_SYNC:
         isa.block_sync()
     elif what == FENCE:

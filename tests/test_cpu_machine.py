@@ -229,6 +229,16 @@ def test_wait_any_returns_the_index_of_the_word_that_has_its_value(index: int) -
         assert list(world.results[:2]) == [index, world.view(1, "x", np.int64)[0]]
 
 
+@pytest.mark.parametrize(("first", "found"), [(0, 0), (1, 2), (2, 2), (3, 0)])
+def test_wait_any_prefers_the_next_word_from_one_on(first: int, found: int) -> None:
+    wanted = np.array([5, 5, 5], np.int64)
+    with CpuWorld(1) as world:
+        world.view(0, "flags", np.int64)[:3] = (5, 4, 6)
+        address, result = int(wanted.ctypes.data), world.result(0)
+        world.times({(0, 0, 0): [(code.WAIT_ANY, world.flag(0), 8, address, 3, result, first)]})
+        assert world.results[0] == found
+
+
 def test_block_sync_orders_the_warps_of_a_block() -> None:
     num_sms, num_warps, num_rounds = 2, 4, 30
     words = np.zeros((num_sms, num_warps), np.int64)

@@ -13,6 +13,7 @@ from engine_world import (
     ROW,
     SYNC,
     WORD,
+    WORD_BYTES,
     WORD_OVER_LINK,
     Sandbox,
     Step,
@@ -21,6 +22,8 @@ from engine_world import (
     through_sm,
     tick,
 )
+
+from comms.sim.state import NVL_OUT
 
 POISON = -1
 
@@ -87,6 +90,19 @@ def test_a_flag_that_no_release_precedes_overtakes_its_row() -> None:
     # A flag for another rank has no row to overtake: it is behind the row in the port.
     row = cost(FULL, LINK_MBPS)
     assert ends[2] == tick(through_sm(FULL) + row + WORD_OVER_LINK)
+
+
+def test_a_flag_that_overtakes_takes_its_way_all_the_same() -> None:
+    ends = []
+    for word in ([], [(code.STORE, 1, Sandbox().flag(0), 1)]):
+        box = Sandbox()
+        outcome = box.run({(0, 0, 0): [box.copy(0, 1), *word, (code.FENCE,)]})
+        ends.append(int(outcome.end_ps[0, 0]))
+        assert outcome.port_bytes[0, NVL_OUT] == FULL + WORD_BYTES * len(word)
+    row = through_sm(FULL) + over_link(FULL)
+    # The word is behind the row, and the fence hears of it last.
+    assert ends == [row + LATENCY, row + cost(WORD_BYTES, LINK_MBPS) + LATENCY]
+    assert box.view(1, "flags", np.int64)[0] == 1
 
 
 def test_a_released_flag_is_behind_its_row() -> None:

@@ -132,6 +132,16 @@ def test_wait_any_sleeps_on_while_no_value_is_reached() -> None:
     assert box.results[0] == 2
 
 
+@pytest.mark.parametrize(("first", "found"), [(0, 0), (1, 2), (2, 2), (3, 0)])
+def test_wait_any_prefers_the_next_word_from_one_on(first: int, found: int) -> None:
+    box = Sandbox()
+    values = np.array([5, 5, 5], np.int64)
+    box.view(1, "flags", np.int64)[:3] = (5, 4, 6)
+    wait = (code.WAIT_ANY, box.flag(0), 8, int(values.ctypes.data), 3, box.result(0), first)
+    assert end_of(box, {(1, 0, 0): [wait]}, rank=1) == L2 + WORD
+    assert box.results[0] == found
+
+
 def test_every_waiter_of_a_flag_wakes_at_its_own_value() -> None:
     box = Sandbox(ranks_per_node=4)
     programs: dict[tuple[int, int, int], list[Step]] = {
@@ -309,6 +319,10 @@ def test_a_put_comes_after_what_its_warp_has_written() -> None:
         assert end_of(box, {(0, 0, 0): [store, step]}) == released + NIC_POST
         # What has been acknowledged need not be released again.
         assert end_of(box, {(0, 0, 0): [store, (code.FENCE,), step]}) == released + NIC_POST
+        # After a pause the word has arrived, and what acknowledges it is on its way.
+        steps = [store, (code.PAUSE, 300), step]
+        assert L2 < WORD + 300_000 < 2 * L2
+        assert end_of(box, {(0, 0, 0): steps}) == WORD + 300_000 + FENCE + NIC_POST
 
 
 def test_rows_of_one_request_are_posted_once() -> None:

@@ -85,7 +85,8 @@ def _messages(fabric: Fabric, shape: Shape, op: HalfOp) -> list[Overhead]:
     _, far_parts = parts_of(shape, senders)
     rows = -(-shape.num_tokens * shape.num_topk // (shape.world_size * far_parts))
     signals = far_parts * max(-(-rows // FAR_BATCH.of(shape)), 1)
-    others = 1 + shape.experts_per_rank if op == "dispatch" else 0
+    entries = 1 if far_parts == 1 else far_parts * rows
+    others = entries + shape.experts_per_rank if op == "dispatch" else 0
     count = num_far * (signals + others)
     return [
         Overhead(

@@ -120,15 +120,16 @@ def wait_ge(m: int, warp: int, offset: int, value: int, line: int) -> int:
 
 @inner
 def wait_any(
-    m: int, warp: int, offset: int, stride: int, values: int, count: int, line: int
+    m: int, warp: int, offset: int, stride: int, values: int, count: int, first: int, line: int
 ) -> int:
-    """Poll `count` words until one is at least its value; return its index."""
+    """Poll `count` words until one is at least its value; return its index, from `first` on."""
     base = base_of(m, machine(m).rank) + offset
     w = warp_at(m, warp)
     w.wait_offset, w.wait_count, w.line = offset, count, line
     w.state, w.since_ns = WAIT_ANY, 0
     while True:
-        for index in range(count):
+        for step in range(count):
+            index = (first + step) % count
             if atomics.load_acquire(base + index * stride) >= word_at(values + 8 * index)[0]:
                 resume(m, warp)
                 return index

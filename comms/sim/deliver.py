@@ -28,6 +28,7 @@ from comms.sim.state import (
     REGION_BYTES,
     ROW,
     ROW_LATE,
+    SEEN,
     SIGNAL,
     STORE,
     TOPK,
@@ -251,7 +252,7 @@ def deliver(e: int, transfer: int) -> None:
         wake(e, t.warp, now + latency)
         give_transfer(e, transfer)
         return
-    if not is_late(e, rank, t.offset):
+    if kind != SEEN and not is_late(e, rank, t.offset):
         if kind == ROW:
             move(base + t.offset, t.slot, t.num_bytes)
         elif kind == TOPK:

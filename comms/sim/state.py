@@ -36,8 +36,8 @@ STATE_NAMES = (
     "nothing",
 )
 
-#: Kinds of a transfer.
-ROW, TOPK, STORE, ADD, FETCH_ADD, READ_REQUEST, READ_DATA, PUT, ROW_LATE, SIGNAL = range(10)
+#: Kinds of a transfer; `SEEN` is a word that was seen before it arrived.
+ROW, TOPK, STORE, ADD, FETCH_ADD, READ_REQUEST, READ_DATA, PUT, ROW_LATE, SIGNAL, SEEN = range(11)
 
 #: Kinds of an event.
 EV_WARP, EV_EGRESS, EV_ARRIVE, EV_LAUNCH = range(4)

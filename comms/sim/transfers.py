@@ -10,7 +10,7 @@ from typing import NamedTuple
 from comms.compiling import inner
 from comms.raw import move, record_at, word_at
 from comms.sim.deliver import change_word, channel_at, covered_at
-from comms.sim.ports import arrive_at, give_transfer, post, request, take_slot, take_transfer
+from comms.sim.ports import arrive_at, post, request, take_slot, take_transfer
 from comms.sim.record import COPY_PIPE, Passage, record_pass, record_wait
 from comms.sim.state import (
     ADMIT,
@@ -35,6 +35,7 @@ from comms.sim.state import (
     REPLY,
     ROW,
     ROW_LATE,
+    SEEN,
     SIGNAL,
     TOO_LONG,
     TOPK,
@@ -268,8 +269,9 @@ def channel_key(e: int, warp: int, path: Path) -> int:
 def write_word(e: int, warp: int, rank: int, offset: int, value: int, kind: int) -> None:
     """Store or add a word at (rank, offset), relaxed.
 
-    Where rows to that rank are under way that a release should have covered, the word is seen at
-    once: of the orders that hardware may take, the one that shows the mistake.
+    Where rows to another rank are under way that a release should have covered, the word is seen at
+    once: of the orders that hardware may take, the one that shows the mistake. It takes its way all
+    the same.
     """
     port = port_to(e, warp, rank)
     pay(e, warp, 0)
@@ -283,8 +285,7 @@ def write_word(e: int, warp: int, rank: int, offset: int, value: int, kind: int)
         w.unreleased = 0
     if port == NVL_OUT and w.unreleased & (1 << (rank & 63)):
         change_word(e, transfer)
-        give_transfer(e, transfer)
-        return
+        t.kind = SEEN
     if port == NVL_OUT:
         t.bytes = header(e).word_bytes
         issue(e, warp, transfer, NVL_OUT)

@@ -127,9 +127,11 @@ def wait_all(
 
 @inner
 def wait_any(
-    e: int, warp: int, offset: int, stride: int, values: int, count: int, line: int
+    e: int, warp: int, offset: int, stride: int, values: int, count: int, first: int, line: int
 ) -> int:
-    """Poll `count` words, lane by lane, until one is at least its value; return the first's index.
+    """Poll `count` words, lane by lane, until one is at least its value; return its index.
+
+    Of several, the next from index `first` on.
 
     `values` is the local address of `count` int64 values.
     """
@@ -138,7 +140,8 @@ def wait_any(
     w.poll_base = header(e).now + w.debt
     pay(e, warp, header(e).l2 + (count + 31) // 32 * header(e).word_issue)
     while True:
-        for index in range(count):
+        for step in range(count):
+            index = (first + step) % count
             if word_at(base + index * stride)[0] >= word_at(values + 8 * index)[0]:
                 return index
         w.wait_offset, w.wait_stride, w.wait_count, w.line = offset, stride, count, line
@@ -262,8 +265,10 @@ def fence(e: int, warp: int) -> None:
 
 @inner
 def release(e: int, warp: int) -> None:
-    """Sleep until writes that have not been acknowledged are: what posting to a NIC comes after."""
-    if covered_at(e, warp) < 0:
+    """Sleep until every earlier write has been acknowledged: what posting to a NIC comes after."""
+    pay(e, warp, 0)
+    covered = covered_at(e, warp)
+    if covered < 0 or covered > header(e).now:
         fence(e, warp)
     warp_at(e, warp).unreleased = 0
 

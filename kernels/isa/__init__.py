@@ -15,7 +15,8 @@ them have acquired. Releases are `store_release`, `fence_release` for the relaxe
 that follow it, every put and every `put_signal`. A row or word becomes readable when it arrives,
 not when it is issued, and two relaxed writes may arrive in either order. What this warp wrote to
 its own rank it reads itself, bulk copies only after a release. Waits are acquires. Every wait ends:
-by its condition, or by a report of what it waited for. The end of a launch completes everything.
+by its condition, or by a report of what it waited for. The end of a launch is a release, but no
+puts need have completed: for those there is `put_wait`.
 
 Rows are what the model's data is made of and may be simulated by a prefix; `num_bytes` of a row
 instruction is a multiple of the row stride. Bytes (`copy_bytes`, `put_bytes`) are counts and
@@ -180,16 +181,20 @@ def wait_ge(offset: int, value: int, line: int = 0) -> int:
     _unbound()
 
 
-def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int = 0) -> int:
+def wait_any(
+    offset: int, stride: int, values_addr: int, count: int, first: int, line: int = 0
+) -> int:
     """Wait until one of `count` words is at least its value, acquire, and return its index.
 
-    Of several that are, the first: fairness is for the kernel to see to.
+    Of several that are, the next from index `first` on, round and round: who serves many begins
+    each time after the last.
 
     Args:
         offset: first word, in the own window.
         stride: bytes from one word to the next.
         values_addr: local address of `count` int64 values, one for each word.
         count: number of words.
+        first: which to prefer, 0 to `count`.
         line: source line for reports; binding fills it in.
     """
     _unbound()
@@ -261,7 +266,7 @@ def copy_row_bulk(rank: int, offset: int, src_addr: int, num_bytes: int) -> None
 
 
 def copy_bytes(rank: int, offset: int, src_addr: int, num_bytes: int) -> None:
-    """Copy local bytes, a multiple of 16, to (rank, offset) on this node."""
+    """Copy local bytes, a multiple of 4, to (rank, offset) on this node."""
     _unbound()
 
 
@@ -321,7 +326,7 @@ def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int)
 
     Posting is a release: the NIC reads what it covers. The source must stay as it is until the
     write has completed: until `put_wait` has returned, or something has been seen that happened
-    after a later signal of the channel, or the launch has ended.
+    after a later signal of the channel.
     """
     _unbound()
 
@@ -445,7 +450,8 @@ def put_wait(channel: int) -> None:
 def put_row_via(via: int, src_offset: int, target: Target, num_bytes: int, channel: int) -> None:
     """Write rows from the window of `via`, a rank of this node, to another node by its NIC.
 
-    For models of libraries whose host threads drive the NICs; kernels for GPUs use `put_row`.
+    For models of libraries whose host threads drive the NICs; kernels for GPUs use `put_row`. What
+    a host does is no release of this warp: a `fence_release` must precede it.
     """
     _unbound()
 
@@ -456,7 +462,10 @@ def put_bytes_via(via: int, src_offset: int, target: Target, num_bytes: int, cha
 
 
 def put_signal_via(via: int, target: Target, value: int, channel: int) -> None:
-    """Add `value` to a flag of another node after earlier puts of (`via`, `channel`) there."""
+    """Add `value` to a flag of another node after earlier puts of (`via`, `channel`) there.
+
+    No release, as `put_row_via`.
+    """
     _unbound()
 
 

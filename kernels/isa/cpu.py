@@ -145,9 +145,11 @@ def wait_ge(offset: int, value: int, line: int) -> int:
 
 
 @inner
-def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int) -> int:
+def wait_any(offset: int, stride: int, values_addr: int, count: int, first: int, line: int) -> int:
     _own(offset, (count - 1) * stride + 8)
-    return warps.wait_any(this_engine(), this_warp(), offset, stride, values_addr, count, line)
+    return warps.wait_any(
+        this_engine(), this_warp(), offset, stride, values_addr, count, first, line
+    )
 
 
 @inner

@@ -101,10 +101,10 @@ def wait_ge(offset: int, value: int, line: int) -> int:
 
 
 @inner
-def wait_any(offset: int, stride: int, values_addr: int, count: int, line: int) -> int:
+def wait_any(offset: int, stride: int, values_addr: int, count: int, first: int, line: int) -> int:
     e, warp = this_engine(), this_warp()
     transfers.check_window(e, warp, warp_at(e, warp).rank, offset, (count - 1) * stride + 8)
-    return warps.wait_any(e, warp, offset, stride, values_addr, count, line)
+    return warps.wait_any(e, warp, offset, stride, values_addr, count, first, line)
 
 
 @inner

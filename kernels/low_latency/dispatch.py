@@ -14,7 +14,8 @@ half. Rows, streams and their words are numbered as in `streams.py`. A rank has 
 Send: the warp that has a stream lists what its peer owns (`select_rank`), so places need neither
 atomics nor a word from the peer, and sends its rows and their entries; after every `near_batch` or
 `far_batch` rows, and at the end of every stream, it adds to `arrived` (release; by the network a
-signal of channel sm). To another node all entries are one message, before the rows. Where each
+signal of channel sm). To another node the entries of a peer that has one stream are one message,
+before the rows, otherwise each row's is one before it. Where each
 selection went is kept for combine in `send_index`. Receivers first send `counted` to every rank (by
 a channel of their own, so that no row is before it), then wait for those of all: their scan
 (`begins`, a table for each block) says where the rows of (le, s) lie in `recv_x`, which is ordered

@@ -66,6 +66,7 @@ def _settings(shape: Shape, *, variant: Variant) -> dict[str, int | str]:
         "num_slots": constants.NUM_SLOTS,
         "slot_bytes": _slot_bytes(shape),
         "chunk_bytes": constants.CHUNK_BYTES,
+        "ids_chunk_bytes": constants.IDS_CHUNK_BYTES,
         "base_ns": constants.BASE_NS,
         "step_ns": constants.STEP_NS,
         "num_channels": 2 * shape.ranks_per_node * shape.num_sms * NUM_PAIRS,

@@ -51,6 +51,7 @@ class AlltoallvParams(NamedTuple):
     to_all: int
     num_slots: int
     slot_bytes: int
+    ids_chunk_bytes: int
     send_begins_addr: int
     recv_begins_addr: int
     send_x_addr: int
@@ -98,7 +99,7 @@ def alltoallv_dispatch(p: AlltoallvParams) -> None:
     x, x_bytes = p.send_x_addr, p.x_row_bytes
     full, same = rows * x_bytes, p.to_all
     exchange(p, Message(x, p.into_x, begins, ends, x_bytes, rows, full, 1, same, begun))
-    rows = p.slot_bytes // p.ids_bytes
+    rows = p.ids_chunk_bytes // p.ids_bytes
     idx, weights, full = p.send_idx_addr, p.send_topk_weights_addr, p.chunk_bytes
     ids = p.ids_bytes
     exchange(p, Message(idx, p.into_idx, begins, ends, ids, rows, full, 0, same, begun + 1))
@@ -186,7 +187,7 @@ def send(
                 else:
                     isa.put_bytes_via(via, stage, Target(peer, slot), num_bytes, channel)
             isa.put_signal_via(via, Target(peer, flag), value, channel)
-    if num_streams < p.world_size:
+    if num_streams < p.world_size and not local:
         # The next message of this stream reuses `net_fifo`: this one's puts must have been read.
         isa.wait_ge(credits, (message.exchange + 1) * EXCHANGE)
 

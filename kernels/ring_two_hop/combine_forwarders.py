@@ -135,7 +135,7 @@ def return_nvl_credits(p: CombineParams, place: Place) -> None:
                     isa.store_i64(wanted + 8 * slowest, place.base + before + 1)
         num_left -= num_new
         if num_left > 0 and num_new == 0:
-            isa.wait_any(summed, 8, wanted, WORKER_WARPS)
+            isa.wait_any(summed, 8, wanted, WORKER_WARPS, 0)
 
 
 def tell_ranks(p: CombineParams, place: Place, node: int, record: int) -> None:

@@ -66,7 +66,7 @@ def next_node(p: CombineParams, place: Place, target: int, rows: Rows, first: in
             isa.store_i64(rows.credits + 8 * node, credit)
             if credit >= needed:
                 return node
-    return isa.wait_any(credits, 8, rows.wanted, p.num_nodes)
+    return isa.wait_any(credits, 8, rows.wanted, p.num_nodes, first)
 
 
 def push_chunk(p: CombineParams, place: Place, target: int, node: int, rows: Rows) -> int:

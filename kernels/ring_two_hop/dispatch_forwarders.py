@@ -113,7 +113,7 @@ def next_source(p: DispatchParams, place: Place, sources: Sources, first: int) -
                 return node
         value = place.base + head + 1 if head < total else NEVER
         isa.store_i64(sources.wanted + 8 * node, value)
-    node = isa.wait_any(tails, 8, sources.wanted, p.num_nodes)
+    node = isa.wait_any(tails, 8, sources.wanted, p.num_nodes, first)
     tail = isa.load_acquire(tails + 8 * node) - place.base
     isa.store_i64(sources.tails + 8 * node, min(tail, isa.load_i64(sources.totals + 8 * node)))
     return node
@@ -180,7 +180,7 @@ def return_credits(p: DispatchParams, place: Place) -> None:
         num_left -= num_returned
         if num_left > 0 and num_returned == 0:
             first = p.forwarded + 8 * place.channel * p.num_nodes * p.ranks_per_node
-            isa.wait_any(first, 8, wanted, p.num_nodes * p.ranks_per_node)
+            isa.wait_any(first, 8, wanted, p.num_nodes * p.ranks_per_node, 0)
 
 
 def return_credit(p: DispatchParams, place: Place, node: int, wanted: int) -> int:

@@ -92,8 +92,10 @@ def send_sums(p: CombineParams, reducer: int, num_reducers: int) -> None:
         p.combine_chunk_rows,
     )
     num_left = open_streams(served)
+    turn = 0
     while num_left > 0:
-        chunk = next_chunk(served, p.back_credit)
+        chunk = next_chunk(served, p.back_credit, turn)
+        turn = chunk.which + 1
         send_chunk(p, chunk)
         num_left -= end_chunk(served, chunk)
 
@@ -155,8 +157,6 @@ def receive_sums(p: CombineParams, channel: int) -> None:
             isa.store_i32(lists.rows + 4 * index, slot)
         rows = RowList(num_nodes, 0, lists.rows, p.back, p.y_row_bytes)
         isa.reduce_rows(p.out_addr + token * p.y_row_bytes, rows)
-        # A credit comes after the reads of what it frees.
-        isa.fence_release()
         for index in range(num_nodes):
             if (isa.load_i32(lists.places + 4 * index) + 1) % p.combine_chunk_rows == 0:
                 give_credit(p, isa.load_i32(lists.nodes + 4 * index), channel)
@@ -177,6 +177,8 @@ def give_credit(p: CombineParams, other: int, channel: int) -> None:
     theirs = relative(other, node, p.num_nodes) * num_channels + channel
     flag = p.back_credit + 8 * theirs
     if other == node:
+        # A credit comes after the reads of what it frees, as a signal does by itself.
+        isa.fence_release()
         isa.add(p.rank, flag, p.combine_chunk_rows)
     else:
         reducer = other * p.ranks_per_node + p.rank % p.ranks_per_node

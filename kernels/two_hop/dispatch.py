@@ -97,8 +97,6 @@ def dispatch(p: DispatchParams) -> None:
     if sm == 0 and warp == 0:
         # The counts that were put stay as they are until the NIC has read them.
         isa.put_wait(2 * p.num_sms * p.channel_warps)
-    # Bulk copies are drained by the warp that began them.
-    isa.fence_release()
     isa.block_sync()
     isa.fence_release()
     for local in range(warp, p.ranks_per_node, p.num_warps):

@@ -25,8 +25,10 @@ def forward_rows(p: DispatchParams, forwarder: int, num_forwarders: int) -> None
         p.chunk_rows,
     )
     num_left = open_streams(served)
+    turn = 0
     while num_left > 0:
-        chunk = next_chunk(served, p.tail)
+        chunk = next_chunk(served, p.tail, turn)
+        turn = chunk.which + 1
         for step in range(chunk.num_rows):
             forward_row(p, chunk.stream, chunk.place + step, chunk.at + step)
         # Until it returns, bulk copies may still read the ring.

@@ -77,10 +77,13 @@ def open_streams(served: Served) -> int:
     return num_open
 
 
-def next_chunk(served: Served, words: int) -> Chunk:
-    """Wait until a chunk of any stream may be served; `words` is the offset of stream 0's word."""
+def next_chunk(served: Served, words: int, turn: int) -> Chunk:
+    """Wait until a chunk of any stream may be served; begin to look at the warp's stream `turn`.
+
+    `words` is the offset of the word of stream 0 of all.
+    """
     words += 8 * served.first
-    index = isa.wait_any(words, 8 * served.stride, served.wanted, served.num_streams)
+    index = isa.wait_any(words, 8 * served.stride, served.wanted, served.num_streams, turn)
     stream = served.first + index * served.stride
     at = isa.load_i64(served.wanted + 8 * index) - served.ahead
     place = isa.load_i32(served.places + 4 * index)
