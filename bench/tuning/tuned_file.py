@@ -91,7 +91,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         num_refused: settings that the kernel cannot run.
         complete: whether the search ended by itself, not by its budget and not interrupted.
         dropped: settings that failed or were wrong.
-        check: null where tuning was interrupted before it, or nothing was faster than the default.
+        check: null where tuning was interrupted before it.
     """
 
     point: Point
@@ -108,8 +108,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def taken(self) -> dict[str, int]:
-        """Values that runs take: those found, but the default's where the gain did not hold."""
-        return self.default if self.check is not None and not self.check.holds else self.found
+        """Values that runs take: those found where their gain was checked and held, or defaults."""
+        return self.found if self.check is not None and self.check.holds else self.default
 
 
 class Skipped(msgspec.Struct, frozen=True):
