@@ -229,6 +229,18 @@ def test_a_kernel_without_pairs_has_no_row(run: Run) -> None:
     assert table.rows == ()
 
 
+def test_sms_asked_for_at_which_only_a_half_passed_have_no_row(run: Run) -> None:
+    run.cases = [
+        msgspec.structs.replace(case, status="incorrect", reason="a wrong row")
+        if (case.variant, case.num_sms, case.op) == ("pull", 16, "pair")
+        else case
+        for case in run.cases
+    ]
+    (table,) = build_overview([run], [8, 16]).tables
+    assert [sms for kernel, sms in shown(table) if kernel == "direct/pull"] == ["8*"]
+    assert "incorrect: direct/pull (EP8): a wrong row" in table.notes
+
+
 def test_measured_runs_are_compared_with_their_own_baseline(run: Run) -> None:
     names = {"direct": "direct", "nccl_like": "mpi"}
     measured = [

@@ -101,7 +101,7 @@ def _table(cases: Sequence[Case], budgets: Sequence[int]) -> Table:
             best = _fastest(points)
             if best is None:
                 continue
-            asked = [points[num_sms] for num_sms in budgets if num_sms in points]
+            asked = [points[num_sms] for num_sms in budgets if "pair" in points.get(num_sms, {})]
             shown = [best, *(point for point in asked if point is not best)]
             rows += [_cells(kernel, point, point is best, rivals) for point in shown]
     return Table(
