@@ -110,7 +110,8 @@ def test_the_page_has_a_table_of_budgets(run: Run) -> None:
     assert re.split(r"\s{2,}", names)[2:] == ["2 SMs", "4 SMs", "8 SMs", "16 SMs", *last]
     assert units.split() == ["#", *["(%)"] * 4, "(SMs)", "(SMs)", "(SMs)"]
     assert row.split() == ["direct/pull", "fresh", "25", "48", "50", "49", "4..8", "(2,", "8]", "6"]
-    assert any(line.startswith("# knee: ") for line in lines)
+    knee = "# knee: smallest budget whose time is within 5 % of the sweep's best, "
+    assert any(line.startswith(knee) for line in lines)
     assert "| 4..8 | (2, 8] | 6 |" in render.markdown(build_page(swept))
 
 

@@ -9,7 +9,7 @@ from bench.records.record import Case
 LEGEND = (
     "SM budgets: physical rate at the busiest port in percent of its cap, GB/s where nothing caps; "
     "at the middle of the SM's copy rate where that was run.",
-    f"knee: smallest budget from which times are within {100 * WITHIN:.0f} % of the sweep's best, "
+    f"knee: smallest budget whose time is within {100 * WITHIN:.0f} % of the sweep's best, "
     "least..greatest over the copy rates that were run; in: where the true one lies, as far as the "
     "sweep tells: inf where the last budget alone was fast enough.",
     "model: SMs by the analytic model of DeepEP V2 (bench/traffic/sm_model.py).",
