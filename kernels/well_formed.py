@@ -24,11 +24,13 @@ from kernels.protocol import (
     Op,
     Protocol,
     Route,
+    Splits,
 )
 from kernels.shape import Shape
 
 _OWNED = (*INPUTS, *DISPATCH_OUTPUTS, *COMBINE_OUTPUTS)
 _HALVES: tuple[Op, ...] = ("dispatch", "combine")
+_DEVICES = ("sim", "cpu")
 
 
 def refuse_malformed(source: KernelFile, variant: str, shape: Shape) -> None:
@@ -78,6 +80,7 @@ def _short(value: object) -> str:
 def _check_fields(protocol: Protocol) -> None:
     for name, choices in (
         ("granularity", get_args(Granularity)),
+        ("splits", get_args(Splits)),
         ("route", get_args(Route)),
         ("hops", (1, 2)),
         ("impl", ("numba", "cupy", "library")),
@@ -92,7 +95,9 @@ def _check_fields(protocol: Protocol) -> None:
     _want(isinstance(knobs, tuple), "knobs", "a tuple of kernels.knobs.Knob", knobs)
     for knob in knobs:
         _want(isinstance(knob, Knob), "knobs", "a tuple of kernels.knobs.Knob", knob)
-    _want(isinstance(protocol.devices, tuple), "devices", "a tuple of names", protocol.devices)
+    devices = protocol.devices
+    known = isinstance(devices, tuple) and devices and all(one in _DEVICES for one in devices)
+    _want(known, "devices", f"a tuple of {' or '.join(_DEVICES)}", devices)
 
 
 def _check_regions(protocol: Protocol, shape: Shape) -> Mapping[str, int]:

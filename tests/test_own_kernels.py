@@ -139,6 +139,7 @@ def test_a_tuple_gives_its_variants(in_tmp: Path) -> None:
         ]
 
 
+_KNOBS = "knobs=(WARPS,),"
 _NO_PROTOCOL = "from kernels import isa\nmine = 3\n"
 #: What a file says, what is asked of it, and what the refusal contains.
 REFUSED = {
@@ -173,6 +174,31 @@ MALFORMED = {
     "region": ('"places": 4', '"out": 4', "must be none of the harness's own, got 'out'"),
     "settings": ("direct.settings,", "lambda shape: {'a': 'nowhere'},", "settings['a'] must be"),
     "knobs": ("(WARPS,)", "(3,)", "knobs must be a tuple of kernels.knobs.Knob, got 3"),
+    "granularity": (
+        _KNOBS,
+        f"{_KNOBS} granularity='row',",
+        "granularity must be rank or selection, got 'row'",
+    ),
+    "splits": (
+        _KNOBS,
+        f"{_KNOBS} splits='paded',",
+        "splits must be exact or padded or gathered, got 'paded'",
+    ),
+    "route": (
+        _KNOBS,
+        f"{_KNOBS} route='two_hop',",
+        "route must be one_hop or rail or pxn, got 'two_hop'",
+    ),
+    "hops": (_KNOBS, f"{_KNOBS} hops=3,", "hops must be 1 or 2, got 3"),
+    "pulls": (_KNOBS, f"{_KNOBS} pulls='yes',", "pulls must be True or False, got 'yes'"),
+    "impl": (_KNOBS, f"{_KNOBS} impl='c',", "impl must be numba or cupy or library, got 'c'"),
+    "devices": (
+        _KNOBS,
+        f"{_KNOBS} devices=('sim', 'gpu'),",
+        "devices must be a tuple of sim or cpu, got ('sim', 'gpu')",
+    ),
+    "a device": (_KNOBS, f"{_KNOBS} devices='sim',", "a tuple of sim or cpu, got 'sim'"),
+    "no device": (_KNOBS, f"{_KNOBS} devices=(),", "a tuple of sim or cpu, got ()"),
     "parameter": ("free arrived", "free arrived nope", "asks for parameter nope, which is neither"),
     "instruction": (
         "isa.copy_row(",
