@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.records.record import Case
+from bench.records.record import AXES, Case, Source, identity
 from bench.traffic.sm_model import model_sms
 from comms.fabric import End, load_fabric
 
@@ -23,30 +23,8 @@ WITHIN = 0.05
 #: Budgets that make a sweep.
 LEAST_BUDGETS = 4
 
-_AXES = (
-    "kernel",
-    "variant",
-    "form",
-    "op",
-    "device",
-    "fidelity",
-    "fabric",
-    "cross_rail",
-    "nodes",
-    "world_size",
-    "preset",
-    "num_tokens",
-    "hidden",
-    "num_experts",
-    "num_topk",
-    "dispatch_dtype",
-    "combine_dtype",
-    "routing",
-    "masked_ratio",
-    "seed",
-    "skew_us",
-    "prefix",
-)
+_AXES = tuple(name for name in AXES if name not in ("num_sms", "sm_copy"))
+_SOURCE = {f"source_{name}": name for name in Source.__struct_fields__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +113,7 @@ def sweeps(cases: Iterable[Case]) -> list[Sweep]:
     groups: dict[tuple[object, ...], dict[End, dict[int, Case]]] = {}
     for case in cases:
         if case.status == "passed":
-            axes = tuple(getattr(case, name) for name in _AXES)
-            turned = tuple((name, case.knobs[name]) for name in case.turned)
-            ends = groups.setdefault((*axes, turned), {})
+            ends = groups.setdefault(identity(case, _AXES), {})
             ends.setdefault(case.sm_copy, {})[case.num_sms] = case
     found = []
     for ends in groups.values():
@@ -152,16 +128,17 @@ def sweeps(cases: Iterable[Case]) -> list[Sweep]:
 
 
 def knees_frame(cases: Iterable[Case]) -> pd.DataFrame:
-    """Return one row per sweep: its axes, `knee_low`, `knee_high`, `knee_above`, `knee_is_open`
-    and `model_sms`."""
+    """Return one row per sweep: its axes, `source_path` and the like, `knee_low`, `knee_high`,
+    `knee_above`, `knee_is_open` and `model_sms`."""
     import pandas as pd
 
     records = []
     for sweep in sweeps(cases):
-        knee = sweep.knee()
+        case, knee = sweep.first, sweep.knee()
         records.append(
             {
-                **{name: getattr(sweep.first, name) for name in _AXES},
+                **{name: getattr(case, name) for name in _AXES},
+                **{column: getattr(case.source, name, None) for column, name in _SOURCE.items()},
                 "knee_low": knee.low,
                 "knee_high": knee.high,
                 "knee_above": knee.above,
@@ -169,7 +146,11 @@ def knees_frame(cases: Iterable[Case]) -> pd.DataFrame:
                 "model_sms": sweep.model_sms(),
             }
         )
-    columns = [*_AXES, "knee_low", "knee_high", "knee_above", "knee_is_open", "model_sms"]
+    columns = [
+        *_AXES,
+        *_SOURCE,
+        *("knee_low", "knee_high", "knee_above", "knee_is_open", "model_sms"),
+    ]
     return pd.DataFrame(records, columns=columns).astype({"model_sms": "Int64"})
 
 

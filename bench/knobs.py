@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bench.pages.labels import kernel_label
 from comms.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def knob_values(given: Iterable[str], specs: Sequence[CaseSpec]) -> dict[str, in
         value = int(text)
         if values.setdefault(name, value) != value:
             raise UsageError(f"knob {name} is given twice, {values[name]} and {value}; give one")
-    names = {knob.name for protocol in _protocols(specs) for knob in protocol.knobs}
+    names = {knob.name for _, protocol in _protocols(specs) for knob in protocol.knobs}
     for name, value in values.items():
         if name not in names:
             raise UsageError(f"no knob {name!r} of the kernels asked for; {_known(specs)}")
@@ -68,13 +69,17 @@ def told(knobs: Iterable[tuple[str, int]]) -> str:
 
 def _known(specs: Sequence[CaseSpec]) -> str:
     parts = []
-    for protocol in _protocols(specs):
+    for label, protocol in _protocols(specs):
         names = ", ".join(knob.name for knob in protocol.knobs)
         if names:
-            parts.append(f"{protocol.kernel}/{protocol.variant} has {names}")
+            parts.append(f"{label} has {names}")
     return "; ".join(parts) or "they have none"
 
 
-def _protocols(specs: Sequence[CaseSpec]) -> list[Protocol]:
-    by_name = {(spec.kernel, spec.variant): spec for spec in specs}
-    return [spec.protocol() for spec in by_name.values()]
+def _protocols(specs: Sequence[CaseSpec]) -> list[tuple[str, Protocol]]:
+    """Return each kernel of the specs once, with the name that tells it from the others."""
+    kernels = {(spec.kernel, spec.variant, spec.source): spec for spec in specs}
+    return [
+        (kernel_label(kernel, variant, source.path if source else None), spec.protocol())
+        for (kernel, variant, source), spec in kernels.items()
+    ]

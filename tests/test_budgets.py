@@ -9,7 +9,7 @@ from conftest import timed
 from bench.budgets import Knee, knee_of, knees_frame, sweeps
 from bench.pages import render
 from bench.pages.table import build_page
-from bench.records.record import Case, Gbs, Run
+from bench.records.record import Case, Gbs, Run, Source
 
 #: Times by budget of the ends of the copy rate: fast SMs need fewer.
 _TIMES = {
@@ -85,6 +85,20 @@ def test_kernels_operations_and_knobs_are_apart(run: Run) -> None:
     for changes in others:
         cases += _cases(run, middle, **changes)
     assert len(sweeps(cases)) == 1 + len(others)
+
+
+def test_kernel_files_of_one_name_are_apart(run: Run) -> None:
+    middle, slower = {"mid": _TIMES["mid"]}, {"mid": _TIMES["low"]}
+    a, b = (Source(f"{folder}/mine.py", "mine", folder) for folder in "ab")
+    cases = [*_cases(run, middle, source=a), *_cases(run, slower, source=b)]
+    frame = knees_frame(cases)
+    assert frame["source_path"].tolist() == ["a/mine.py", "b/mine.py"]
+    assert frame["source_sha256"].tolist() == ["a", "b"]
+    assert frame["knee_low"].tolist() == [4, 8]
+    (table,) = build_page(msgspec.structs.replace(run, cases=cases)).budgets
+    assert [cells[0] for cells in table.rows] == [
+        *("direct/pull a/mine.py", "direct/pull b/mine.py")
+    ]
 
 
 def test_a_frame_of_knees(run: Run) -> None:

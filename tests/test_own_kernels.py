@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from kernel_cases import CASES
 
@@ -125,6 +126,17 @@ def test_files_of_one_kernel_are_told_apart(in_tmp: Path) -> None:
     combine = {case.source and case.source.path: case.time_us for case in run.cases[1::3]}
     assert set(combine) == {"old.py", "new.py"}
     assert combine["old.py"] != combine["new.py"]
+
+
+def test_each_file_of_a_kernel_takes_its_own_knobs(in_tmp: Path) -> None:
+    write("old.py", ('Knob("warps"', 'Knob("blocks"'))
+    write("new.py")
+    grid = Grid(kernel=("old.py:mine", "new.py:mine"), knob=("blocks=4", "warps=8"))
+    assert [spec.knobs for spec in expand([grid])] == [(("blocks", 4),), (("warps", 8),)]
+    with pytest.raises(UsageError) as caught:
+        expand([msgspec.structs.replace(grid, knob=("rows=4",))])
+    told = "segments/push old.py has blocks; segments/push new.py has warps"
+    assert told in str(caught.value)
 
 
 def test_a_tuple_gives_its_variants(in_tmp: Path) -> None:

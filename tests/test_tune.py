@@ -286,6 +286,16 @@ def test_variants_are_compared_by_what_runs_take() -> None:
     )
 
 
+def test_variants_of_two_files_are_not_rivals() -> None:
+    a, b = (_at(_entry(), kernel="own", source=f"{folder}/mine.py") for folder in "ab")
+    (table,) = tuned_page(_file(a, _at(a, variant="pull"), b)).tables
+    assert [cells[0] for cells in table.rows] == [
+        *("own/push a/mine.py", "own/pull a/mine.py", "own/push b/mine.py")
+    ]
+    fastest = [note for note in table.notes if note.startswith("fastest")]
+    assert fastest == ["fastest own a/mine.py, fresh, 2 SMs: push 9.8 us, then pull 9.8 us"]
+
+
 def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "tuned.json"
     probe(path)

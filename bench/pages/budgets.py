@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from bench.budgets import WITHIN, Knee, Sweep
+from bench.pages.labels import label_of
 from bench.pages.tables import Table
 from bench.records.record import Case
 
@@ -45,7 +46,7 @@ def _cells(sweep: Sweep, budgets: Sequence[int]) -> tuple[str, ...]:
     model = sweep.model_sms()
     turned = "".join(f" {name}={case.knobs[name]}" for name in case.turned)
     return (
-        f"{case.kernel}/{case.variant}{turned}",
+        f"{label_of(case)}{turned}",
         case.form,
         *(_rate(shown[num_sms]) if num_sms in shown else "-" for num_sms in budgets),
         str(knee.low) if knee.low == knee.high else f"{knee.low}..{knee.high}",

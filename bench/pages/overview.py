@@ -5,7 +5,8 @@ Rows are pairs of dispatch and combine, at the middle of the SM's copy rate.
 
 from collections.abc import Iterable, Sequence
 
-from bench.pages.table import BASELINES, FIDELITY, label_of, setting_of
+from bench.pages.labels import label_of
+from bench.pages.table import BASELINES, FIDELITY, setting_of
 from bench.pages.tables import Sheet, Table
 from bench.records.record import Case, Op, Run
 

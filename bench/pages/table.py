@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from bench.budgets import sweeps
 from bench.pages.budgets import LEGEND as BUDGETS_LEGEND
 from bench.pages.budgets import budgets_table
+from bench.pages.labels import label_of
 from bench.pages.tables import Table
 from bench.records.record import Case, Form, Run
 from comms.fabric import load_fabric
@@ -162,11 +163,6 @@ def _sources(cases: Iterable[Case]) -> tuple[str, ...]:
         for source in dict.fromkeys(case.source for case in cases)
         if source
     )
-
-
-def label_of(case: Case) -> str:
-    """Return kernel and variant, with the file that they are from if it is not the repository's."""
-    return f"{case.kernel}/{case.variant}" + (f" {case.source.path}" if case.source else "")
 
 
 def _machine(run: Run) -> tuple[str, ...]:

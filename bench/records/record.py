@@ -5,6 +5,7 @@ readable: a reader ignores keys that it does not know.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -173,6 +174,21 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"a passed case must have a time, got {self.time_us} us")
         elif not self.reason:
             raise ValueError(f"a case with status {self.status!r} must have a reason")
+
+
+#: Axes of a case: fields that say what was run, see `identity`.
+AXES = (
+    *("kernel", "variant", "form", "op", "device", "fidelity", "fabric", "cross_rail", "sm_copy"),
+    *("nodes", "world_size", "preset", "num_tokens", "hidden", "num_experts", "num_topk"),
+    *("dispatch_dtype", "combine_dtype", "routing", "masked_ratio", "seed", "num_sms", "skew_us"),
+    "prefix",
+)
+
+
+def identity(case: Case, axes: Sequence[str] = AXES) -> tuple[object, ...]:
+    """Return what was run: axes, the file that the kernel is from, and the turned knobs."""
+    turned = tuple((name, case.knobs[name]) for name in case.turned)
+    return (*(getattr(case, name) for name in axes), case.source, turned)
 
 
 class Tool(msgspec.Struct, frozen=True):

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import msgspec
 
 from bench.knobs import told
+from bench.pages.labels import kernel_label
 from bench.pages.table import FIDELITY
 from bench.pages.tables import Sheet, Table
 from bench.tuning.tuned_file import Entry, Point, Tuned
 from comms.fabric import load_fabric
 
 #: Axes of a point that rows of one table differ in.
-_OF_ROWS = ("kernel", "variant", "form", "num_sms")
+_OF_ROWS = ("kernel", "variant", "source", "form", "num_sms")
 _COLUMNS = {
     "kernel/variant": "",
     "form": "",
@@ -54,8 +55,7 @@ def tuned_page(tuned: Tuned) -> Sheet:
         ),
         tables=tuple(_table(entries) for entries in groups.values()),
         footer=tuple(
-            f"skipped: {one.point.kernel}/{one.point.variant} ({one.point.form} "
-            f"{one.point.num_sms} SMs): {one.reason}"
+            f"skipped: {_label(one.point)} ({one.point.form} {one.point.num_sms} SMs): {one.reason}"
             for one in tuned.skipped
         ),
     )
@@ -63,6 +63,10 @@ def tuned_page(tuned: Tuned) -> Sheet:
 
 def _listed(numbers: Sequence[int]) -> str:
     return ",".join(map(str, numbers))
+
+
+def _label(point: Point) -> str:
+    return kernel_label(point.kernel, point.variant, point.source)
 
 
 def _world(point: Point) -> tuple[object, ...]:
@@ -113,7 +117,7 @@ def _cells(entry: Entry) -> tuple[str, ...]:
             holds,
         )
     return (
-        f"{point.kernel}/{point.variant}",
+        _label(point),
         point.form,
         str(point.num_sms),
         told(turned.items()) or "default",
@@ -129,7 +133,7 @@ def _mean(times_us: Sequence[float]) -> str:
 
 def _notes(entry: Entry) -> list[str]:
     """Return what a reader must know of an entry: its default, what was refused and dropped."""
-    name = f"{entry.point.kernel}/{entry.point.variant} ({entry.point.num_sms} SMs)"
+    name = f"{_label(entry.point)} ({entry.point.num_sms} SMs)"
     notes = [f"default of {name}: {told(entry.default.items())}"]
     if not entry.complete:
         notes.append(f"not complete: {name}: the search was ended by its budget or interrupted")
@@ -144,18 +148,20 @@ def _notes(entry: Entry) -> list[str]:
 
 def _fastest(entries: Sequence[Entry]) -> tuple[str, ...]:
     """Return which variant is the fastest where a kernel has several, by SMs and form."""
-    groups: dict[tuple[str, str, int], list[Entry]] = {}
+    groups: dict[tuple[str, str | None, str, int], list[Entry]] = {}
     for entry in entries:
         if entry.check is not None:
             point = entry.point
-            groups.setdefault((point.kernel, point.form, point.num_sms), []).append(entry)
+            key = (point.kernel, point.source, point.form, point.num_sms)
+            groups.setdefault(key, []).append(entry)
     notes = []
-    for (kernel, form, num_sms), rivals in groups.items():
+    for (kernel, source, form, num_sms), rivals in groups.items():
         if len(rivals) < 2:
             continue
         ranked = sorted(rivals, key=_taken_us)
         texts = [f"{one.point.variant} {_taken_us(one):.1f} us" for one in ranked]
-        notes.append(f"fastest {kernel}, {form}, {num_sms} SMs: {', then '.join(texts)}")
+        name = f"{kernel} {source}" if source else kernel
+        notes.append(f"fastest {name}, {form}, {num_sms} SMs: {', then '.join(texts)}")
     return tuple(notes)
 
 
