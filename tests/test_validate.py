@@ -7,14 +7,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from conftest import timed
 
+from bench.cases import blank_case
 from bench.cli import main
 from bench.expand import expand
 from bench.fitting.published import read_rows
 from bench.grid import Grid
-from bench.harness import run_spec
 from bench.pages import render
-from bench.records.record import Case
+from bench.records.record import Case, Source
 from bench.traffic.plan import Plan
 from bench.validation import closed_form
 from bench.validation.calibration import read_points
@@ -215,10 +216,12 @@ def test_a_table_without_a_name_is_refused() -> None:
         filled("<!-- table: other -->\n<!-- end -->\n")
 
 
-def _pair(kernel: str, time_us: float, **changes: object) -> Case:
+def _pair(kernel: str, time_us: float) -> Case:
     (spec,) = expand([Grid(kernel=(kernel,), tokens=(16,), ranks_per_node=(2,))])
-    case = next(case for case in run_spec(spec, lambda *_: None) if case.op == "pair")
-    return msgspec.structs.replace(case, time_us=time_us, **changes)
+    blank = blank_case(
+        spec, "pair", "skipped", reason="not timed", impl="numba", granularity="rank"
+    )
+    return timed(blank, time_us)
 
 
 def test_moved_pairs_what_was_run_before_and_after() -> None:
@@ -228,4 +231,23 @@ def test_moved_pairs_what_was_run_before_and_after() -> None:
     after = msgspec.structs.replace(before, time_us=110.0)
     (row,) = moved([low, before, other], [low, after])
     assert (row.kernel, row.before_us, row.after_us) == ("direct/pull", 100.0, 110.0)
-    assert moved([before], [msgspec.structs.replace(after, seed=1)]) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"kernel": "mine"}, {"variant": "push"}, {"form": "cached"}, {"device": "cpu"}),
+        *({"fidelity": "paced"}, {"fabric": "h100"}, {"cross_rail": "forbidden"}),
+        *({"nodes": 2}, {"world_size": 4}, {"preset": "kimi-k2"}, {"num_tokens": 32}),
+        *({"hidden": 512}, {"num_experts": 64}, {"num_topk": 4}, {"dispatch_dtype": "bf16"}),
+        *({"combine_dtype": "fp8"}, {"routing": "zipf"}, {"masked_ratio": 0.5}, {"seed": 1}),
+        *({"num_sms": 4}, {"skew_us": 1.0}, {"prefix": None}),
+        {"source": Source("mine.py", "mine", "0")},
+        {"turned": ["pull_warps"], "knobs": {"pull_warps": 4}},
+    ],
+    ids=str,
+)
+def test_moved_pairs_no_other_case(changes: dict[str, object]) -> None:
+    before = _pair("direct/pull", 100.0)
+    assert len(moved([before], [before])) == 1
+    assert moved([before], [msgspec.structs.replace(before, **changes)]) == []

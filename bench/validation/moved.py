@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from bench.records.files import write_atomic
-from bench.records.record import Case
+from bench.records.record import Case, identity
 from bench.records.store import read_run
 
 
@@ -36,10 +36,10 @@ class Moved(msgspec.Struct, frozen=True):
 
 def moved(before: Iterable[Case], after: Iterable[Case]) -> list[Moved]:
     """Return the pairs that both have, in the order of `before`."""
-    now = {_key(case): case for case in after if _counts(case)}
+    now = {identity(case): case for case in after if _counts(case)}
     found = []
     for case in before:
-        other = now.get(_key(case))
+        other = now.get(identity(case))
         if _counts(case) and other is not None:
             assert case.time_us is not None
             assert other.time_us is not None
@@ -60,13 +60,6 @@ def moved(before: Iterable[Case], after: Iterable[Case]) -> list[Moved]:
 
 def _counts(case: Case) -> bool:
     return case.op == "pair" and case.status == "passed" and case.sm_copy == "mid"
-
-
-def _key(case: Case) -> tuple[object, ...]:
-    return (
-        *(case.fabric, case.kernel, case.variant, case.form, case.nodes, case.world_size),
-        *(case.preset, case.num_tokens, case.num_sms, case.routing, case.seed),
-    )
 
 
 @click.command()
