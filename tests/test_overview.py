@@ -216,6 +216,17 @@ def test_several_files_become_one_table_and_are_named(run: Run) -> None:
     )
 
 
+def test_runs_of_other_constants_never_share_a_table(run: Run) -> None:
+    kernels = [case for case in run.cases if case.kernel == "direct"]
+    other = msgspec.structs.replace(with_cases(run, kernels), machine_id="sim-11111111")
+    (alone,) = build_overview([run], [8]).tables
+    first, second = build_overview([run, other], [8]).tables
+    assert first.rows == alone.rows
+    assert first.title == f"{alone.title} | sim-00000000"
+    assert second.title == f"{alone.title} | sim-11111111"
+    assert row(second, "direct/pull", "8*")["vs dedup"] == "-"
+
+
 def test_a_run_of_nothing_has_no_table(run: Run) -> None:
     page = build_overview([with_cases(run, [], "none")], [8])
     assert page.tables == ()
@@ -254,10 +265,12 @@ def test_measured_runs_are_compared_with_their_own_baseline(run: Run) -> None:
         for case in run.cases
         if case.op == "pair"
     ]
-    page = build_overview([run, with_cases(run, measured)], [])
+    clock = msgspec.structs.replace(with_cases(run, measured), machine_id="cpu-00000000")
+    page = build_overview([run, clock], [])
     predicted, clocked = page.tables
     assert row(clocked, "direct/pull", "8*")["vs dedup"] == "2.50 = 1.00 x 2.50"
     assert "device cpu" in clocked.title
+    assert "cpu-00000000" not in clocked.title
     assert "uncapped" not in clocked.title
     assert row(predicted, "direct/pull", "8*")["vs dedup"] == "1.00 = 1.00 x 1.00"
     assert [line.partition(":")[0] for line in page.heading[:2]] == ["MEASURED", "PREDICTED"]

@@ -1,8 +1,10 @@
 """One table over several runs: every kernel in every world, at its best SMs and at given ones.
 
-Rows are pairs of dispatch and combine, at the middle of the SM's copy rate.
+Rows are pairs of dispatch and combine, at the middle of the SM's copy rate. Runs of different
+machines share no table, nor do simulations under different constants.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from bench.pages.labels import label_of
@@ -49,15 +51,19 @@ def build_overview(runs: Sequence[Run], budgets: Sequence[int]) -> Sheet:
         runs: what was stored.
         budgets: SMs at which every kernel is shown besides its best.
     """
-    cases = [case for run in runs for case in run.cases]
-    fidelities = sorted({case.fidelity for case in cases})
+    fidelities = sorted({case.fidelity for run in runs for case in run.cases})
     settings: dict[tuple[object, ...], list[Case]] = {}
-    for case in cases:
-        if case.sm_copy == "mid" and case.form == "fresh" and not case.turned:
-            settings.setdefault(setting_of(case), []).append(case)
+    for run in runs:
+        for case in run.cases:
+            if case.sm_copy == "mid" and case.form == "fresh" and not case.turned:
+                settings.setdefault((run.machine_id, *setting_of(case)), []).append(case)
+    alike = Counter(key[1:] for key in settings)
     return Sheet(
         heading=(*(FIDELITY[one] for one in fidelities), *LEGEND),
-        tables=tuple(_table(found, budgets) for found in settings.values()),
+        tables=tuple(
+            _table(found, budgets, f" | {key[0]}" if alike[key[1:]] > 1 else "")
+            for key, found in settings.items()
+        ),
         footer=(f"Runs: {', '.join(map(_named, runs))}.",),
     )
 
@@ -84,7 +90,7 @@ def _title(case: Case) -> str:
     return " | ".join(parts)
 
 
-def _table(cases: Sequence[Case], budgets: Sequence[int]) -> Table:
+def _table(cases: Sequence[Case], budgets: Sequence[int], machine: str) -> Table:
     first = cases[0]
     kernels: dict[tuple[int, int, str], dict[int, _Point]] = {}
     for case in cases:
@@ -106,7 +112,7 @@ def _table(cases: Sequence[Case], budgets: Sequence[int]) -> Table:
             shown = [best, *(point for point in asked if point is not best)]
             rows += [_cells(kernel, point, point is best, rivals) for point in shown]
     return Table(
-        title=_title(first),
+        title=_title(first) + machine,
         names=NAMES,
         units=UNITS,
         rows=tuple(rows),
