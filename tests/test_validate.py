@@ -147,11 +147,26 @@ def test_what_cannot_be_is_refused_in_one_sentence(
     assert sentence in said.err
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ('"schema": "epbench-run", "schema_version": "1.0.0"', "schema is 'epbench-run', not"),
+        (
+            '"schema": "epbench-validation", "schema_version": "2.0.0"',
+            "2.0.0 is not readable by 1.",
+        ),
+        ('"schema": "epbench-validation"', "missing required field `schema_version`"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(header: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    path.write_text('{"schema": "epbench-run", "command": "", "cases": []}')
-    with pytest.raises(UsageError, match="not a file of epbench validate"):
+    path.write_text(f'{{{header}, "command": "", "cases": []}}')
+    with pytest.raises(UsageError, match="not a file of epbench validate: ") as caught:
         read_predictions(path)
+    assert told in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read"):
         read_predictions(tmp_path / "none.json")
 

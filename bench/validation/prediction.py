@@ -183,11 +183,8 @@ def read_predictions(path: Path) -> Predictions:
         UsageError: it cannot be read, or is something else.
     """
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Predictions)
+        return files.decode(path.read_bytes(), Predictions, SCHEMA, SCHEMA_VERSION)
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read {path}: {files.why(error)}") from error
     except ValueError as error:
         raise UsageError(f"{path} is not a file of epbench validate: {error}") from error
-    if found.schema != SCHEMA:
-        raise UsageError(f"{path} is not a file of epbench validate")
-    return found
