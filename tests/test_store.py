@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.files import write_atomic
+from bench.records.files import probe, write_atomic
 from bench.records.record import Config, Run, decode_run
 from bench.records.store import RunStore, new_run, read_run, run_path
 from comms.errors import RuntimeFailure, UsageError
@@ -117,6 +117,15 @@ def test_pipe_gets_the_run_once(run: Run, tmp_path: Path) -> None:
     store.finish(complete=True)
     assert decode_run(os.read(reader, 1 << 16)).cases == run.cases[:2]
     os.close(reader)
+
+
+def test_read_only_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.json"
+    path.write_bytes(b"before")
+    # Permissions do not bind root, who may run the tests.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="read-only"):
+        probe(path)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -1,6 +1,7 @@
 """`epbench tune` and `epbench run --tuned`: what is found, checked, kept and taken."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -302,6 +303,20 @@ def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_tuned(path, _file(_entry()))
     assert read_tuned(path) == _file(_entry())
     assert [one.name for one in path.parent.iterdir()] == ["tuned.json"]
+
+
+def test_a_link_is_followed_and_a_pipe_is_written_once(tmp_path: Path) -> None:
+    (tmp_path / "tuned.json").symlink_to("target.json")
+    _tune(tmp_path, _fewer_pushers)
+    assert (tmp_path / "tuned.json").is_symlink()
+    assert read_tuned(tmp_path / "target.json").complete
+    (tmp_path / "tuned.json").unlink()
+    os.mkfifo(tmp_path / "tuned.json")
+    reader = os.open(tmp_path / "tuned.json", os.O_RDONLY | os.O_NONBLOCK)
+    tuner = _tuner(tmp_path, _fewer_pushers)
+    tuner.tune(expand([_GRID]))
+    assert msgspec.json.decode(os.read(reader, 1 << 16), type=Tuned) == tuner.tuned
+    os.close(reader)
 
 
 @pytest.mark.parametrize(

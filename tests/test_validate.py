@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def test_every_combination_is_a_case_for_each_operation(tmp_path: Path) -> None:
         assert case["published"] is None
         times = [case[name] for name in ("time_us", "closed_form_us", "bound_us")]
         assert all(isinstance(value, float) and value > 0 for value in times)
+
+
+def test_a_link_is_followed_and_a_pipe_is_written_once(tmp_path: Path) -> None:
+    link, target, pipe = (tmp_path / name for name in ("link", "target", "pipe"))
+    link.symlink_to(target)
+    flags = ["validate", *SMALL, "--num-sms", "2,4", "--op", "dispatch", "--json"]
+    assert main([*flags, str(link)]) == 0
+    assert link.is_symlink()
+    assert len(read_predictions(target).cases) == 2
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert main([*flags, str(pipe)]) == 0
+    assert len(json.loads(os.read(reader, 1 << 16))["cases"]) == 2
+    os.close(reader)
 
 
 def test_a_grouped_routing_reaches_fewer_nodes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files that are written whole and read back: JSON with a schema's name and version."""
 
+import errno
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -54,19 +55,39 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def probe(path: Path) -> None:
-    """Find out whether a file can be written beside `path`, before there is anything to write.
+    """Find out whether `write_target` can write, before there is anything to write.
 
     Raises:
         OSError: it cannot.
     """
-    temporary = _temporary(path)
-    temporary.touch()
-    temporary.unlink()
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "it is read-only")
+    if not _is_stream(path):
+        temporary = _temporary(path.resolve())
+        temporary.touch()
+        temporary.unlink()
+
+
+def write_target(path: Path, data: bytes, *, last: bool) -> None:
+    """Write a version of a file that a user has named.
+
+    A link is followed. A device or a pipe is written once, with the last version.
+    """
+    if not _is_stream(path):
+        write_atomic(path.resolve(), data)
+    elif last:
+        path.write_bytes(data)
 
 
 def why(error: OSError) -> str:
     """Return why a file could not be read or written, as part of a sentence."""
     return (error.strerror or str(error)).lower()
+
+
+def _is_stream(path: Path) -> bool:
+    return path.exists() and not path.is_file()
 
 
 def _temporary(path: Path) -> Path:

@@ -4,16 +4,15 @@ A reader never sees half a file; what a failed write leaves is the version befor
 """
 
 import errno
-import os
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from bench.records.environment import environment, machine_id, tool
-from bench.records.files import probe, why, write_atomic
+from bench.records.files import probe, why, write_target
 from bench.records.record import Case, Config, Rank, Run, decode_run, encode_run
 from comms.errors import RuntimeFailure, UsageError
 
@@ -77,15 +76,15 @@ class RunStore:
             raise UsageError(
                 f"cannot write results under {results}: {why(error)}; choose another --results"
             ) from error
-        self._files = [self.path]
-        self._streams: list[Path] = []
+        self._targets = [self.path]
         if json is not None:
             try:
-                self._add_target(json)
+                probe(json)
             except OSError as error:
                 raise UsageError(
                     f"cannot write --json {json}: {why(error)}; choose a file in a writable folder"
                 ) from error
+            self._targets.append(json)
 
     def set_ranks(self, ranks: list[Rank], mpi: str) -> None:
         """Note the processes of the run and their MPI library, to be written with the next case."""
@@ -99,34 +98,20 @@ class RunStore:
             RuntimeFailure: the disk is full; the files keep the cases before.
         """
         self.run.cases.extend(cases)
-        self._write(self._files)
+        self._write(last=False)
 
     def finish(self, *, complete: bool) -> None:
         """Stamp the end of the run and write every target for the last time."""
         self.run.end_time = _now()
         self.run.complete = complete
-        self._write([*self._files, *self._streams])
+        self._write(last=True)
 
-    def _add_target(self, json: Path) -> None:
-        if json.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        if json.exists() and not os.access(json, os.W_OK):
-            raise PermissionError(errno.EACCES, "it is read-only")
-        if json.exists() and not json.is_file():
-            self._streams.append(json)
-            return
-        target = json.resolve()
-        probe(target)
-        self._files.append(target)
-
-    def _write(self, targets: list[Path]) -> None:
+    def _write(self, *, last: bool) -> None:
         data = encode_run(self.run)
         failures: list[tuple[Path, OSError]] = []
-        for path in targets:
-            write: Callable[[Path, bytes], object]
-            write = Path.write_bytes if path in self._streams else write_atomic
+        for path in self._targets:
             try:
-                write(path, data)
+                write_target(path, data, last=last)
             except OSError as error:
                 failures.append((path, error))
             else:

@@ -154,14 +154,19 @@ def probe(path: Path) -> None:
         raise UsageError(f"cannot write {path}: {why(error)}; choose another --out") from error
 
 
-def write_tuned(path: Path, tuned: Tuned) -> None:
+def write_tuned(path: Path, tuned: Tuned, *, last: bool = True) -> None:
     """Write a file of tuned knobs in one step, see `probe`.
+
+    Args:
+        path: the file; a device or a pipe is written once, at the end.
+        tuned: its content.
+        last: whether this is the end.
 
     Raises:
         RuntimeFailure: it cannot be written.
     """
     try:
-        files.write_atomic(path, files.encode(tuned))
+        files.write_target(path, files.encode(tuned), last=last)
     except OSError as error:
         sentence = f"cannot write {path}: {why(error)}; make room and tune again"
         raise RuntimeFailure(sentence) from error

@@ -96,18 +96,20 @@ class Tuner:
         labels = [f"[{i + 1}/{len(specs)}] {spec.label()}" for i, spec in enumerate(specs)]
         searches = [self._open(spec, label) for spec, label in zip(specs, labels, strict=True)]
         probe(self._path)
-        for number, (spec, search) in enumerate(zip(specs, searches, strict=True)):
-            try:
+        number = 0
+        try:
+            for number, (spec, search) in enumerate(zip(specs, searches, strict=True)):
                 self._tune_one(spec, search, labels[number])
-            except KeyboardInterrupt as interrupt:
-                raise Interrupted(
-                    f"{interruption(interrupt)} after {number} of {len(specs)} kernels; "
-                    + self._found_so_far()
-                ) from None
-            except EpbenchError as error:
-                raise error_of(error.exit_code, f"{error}; {self._found_so_far()}") from error
-        self.tuned.complete = True
-        self._keep()
+            self.tuned.complete = True
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(
+                f"{interruption(interrupt)} after {number} of {len(specs)} kernels; "
+                + self._found_so_far()
+            ) from None
+        except EpbenchError as error:
+            raise error_of(error.exit_code, f"{error}; {self._found_so_far()}") from error
+        finally:
+            self._keep(last=True)
 
     def _open(self, spec: CaseSpec, label: str) -> Search:
         """Return the search of a spec.
@@ -142,7 +144,7 @@ class Tuner:
         if reason is not None:
             self.tuned.skipped.append(Skipped(point_of(spec), reason))
             self._tell(f"{label}: skipped ({reason})")
-        self._keep()
+        self._keep(last=False)
 
     def _search(self, spec: CaseSpec, search: Search, label: str) -> str | None:
         """Search and check, and add what was found; return why there is nothing."""
@@ -157,7 +159,6 @@ class Tuner:
             # What was found is worth keeping, whatever ended the search.
             if search.first is not None and search.first.is_right:
                 self._add(spec, search, search.ranking()[0], dropped, None, complete=False)
-                self._keep()
             raise
         if isinstance(check, str):
             return check
@@ -233,12 +234,12 @@ class Tuner:
     def _found_so_far(self) -> str:
         return f"found so far: {self._path}" if self.tuned.entries else "nothing was found so far"
 
-    def _keep(self) -> None:
+    def _keep(self, *, last: bool) -> None:
         """Write what was found; where there is nothing, an older file stays."""
         if not self.tuned.entries:
             return
         self.tuned.end_time = datetime.now(UTC).isoformat(timespec="seconds")
-        write_tuned(self._path, self.tuned)
+        write_tuned(self._path, self.tuned, last=last)
 
 
 def _variation(spec: CaseSpec, setting: Setting, seed: int) -> CaseSpec:

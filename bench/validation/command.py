@@ -129,7 +129,9 @@ def validate(
         for question, points in tasks:
             found.cases += _predict(question, points, progress)
             if path is not None:
-                write_predictions(path, found)
+                write_predictions(path, found, last=False)
+    if path is not None:
+        write_predictions(path, found, last=True)
     show(sheet(found), path)
     return 0
 

@@ -164,16 +164,21 @@ def probe(path: Path) -> None:
         raise UsageError(f"cannot write {path}: {files.why(error)}") from error
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
+def write_predictions(path: Path, predictions: Predictions, *, last: bool) -> None:
     """Write the file in one step.
+
+    Args:
+        path: the file; a device or a pipe is written once, at the end.
+        predictions: its content.
+        last: whether this is the end.
 
     Raises:
         RuntimeFailure: it cannot be written.
     """
     try:
-        files.write_atomic(path, files.encode(predictions))
+        files.write_target(path, files.encode(predictions), last=last)
     except OSError as error:
-        raise RuntimeFailure(f"cannot write {path}: {error.strerror}") from error
+        raise RuntimeFailure(f"cannot write {path}: {files.why(error)}") from error
 
 
 def read_predictions(path: Path) -> Predictions:
