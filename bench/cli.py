@@ -197,7 +197,7 @@ def validate(context: click.Context, /, **_: object) -> int:
 
     Without flags the published rows that constants are fitted to, with the residuals of the
     simulator and of a closed form (some minutes). With flags any configuration; lists give every
-    combination.
+    combination. Ctrl-C shows and keeps what was predicted so far.
     """
     from bench.validation.command import validate as run_validate
 

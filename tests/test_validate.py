@@ -27,7 +27,7 @@ from bench.validation.question import Question, low_latency_sms, parse_groups, v
 from bench.validation.report import PAGE, PREDICTED, ROWS, filled
 from bench.validation.simulated import simulate
 from bench.validation.traffic import traffic_of
-from comms.errors import UsageError
+from comms.errors import UsageError, WrongResults
 from comms.fabric import load_fabric
 
 SMALL = ["--tokens", "16", "--hidden", "512"]
@@ -36,7 +36,7 @@ SMALL = ["--tokens", "16", "--hidden", "512"]
 def run(tmp_path: Path, *flags: str) -> list[dict[str, object]]:
     path = tmp_path / "predictions.json"
     assert main(["validate", *flags, "--json", str(path)]) == 0
-    read_predictions(path)
+    assert read_predictions(path).complete
     cases: list[dict[str, object]] = json.loads(path.read_text())["cases"]
     return cases
 
@@ -210,6 +210,72 @@ def test_summary_says_which_model_is_nearer(
     (line,) = summary([_published(*pair) for pair in residuals])
     assert words in line
     assert f"simulator {math.hypot(*(pair[0] for pair in residuals)) / 2**0.5:.1f} %" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted after 1 of 2 configurations"),
+        (WrongResults("a row is wrong"), 7, "a row is wrong"),
+    ],
+)
+@pytest.mark.parametrize("to_file", [True, False])
+def test_what_was_predicted_is_kept_whatever_ends_it(
+    error: BaseException,
+    code: int,
+    sentence: str,
+    to_file: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop_at_4(question: Question, *args: object, **more: object) -> object:
+        if question.num_sms == 4:
+            raise error
+        return simulate(question, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("bench.validation.simulated.simulate", stop_at_4)
+    path = tmp_path / "predictions.json"
+    flags = [*SMALL, "--num-sms", "2,4", *(["--json", str(path)] if to_file else [])]
+    assert main(["validate", *flags]) == code
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == f"epbench: {sentence}" + (
+        f"; predicted so far: {path}" if to_file else ""
+    )
+    assert "beside a closed form, INCOMPLETE\n" in said.out
+    assert said.out.count(" ring/chunked ") == 2
+    assert path.exists() == to_file
+    if to_file:
+        kept = read_predictions(path)
+        assert [case.num_sms for case in kept.cases] == [2, 2]
+        assert kept.complete is False
+
+
+def test_an_older_file_stays_where_nothing_was_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "predictions.json"
+    path.write_bytes(b"before")
+    monkeypatch.setattr("bench.validation.simulated.simulate", stop)
+    assert main(["validate", *SMALL, "--json", str(path)]) == 130
+    said = capsys.readouterr()
+    assert "interrupted after 0 of 1 configurations; nothing was predicted so far" in said.err
+    assert said.out == ""
+    assert path.read_bytes() == b"before"
+
+
+def test_files_that_do_not_say_whether_they_are_complete_are_read(tmp_path: Path) -> None:
+    stored = json.loads(ROWS.read_text())
+    stored.pop("complete", None)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({**stored, "schema_version": "1.0.0"}))
+    found = read_predictions(path)
+    assert found.cases == read_predictions(ROWS).cases
+    assert found.complete is None
+    assert "INCOMPLETE" not in render.plain(sheet(found))
 
 
 def test_page_shows_both_models_beside_what_was_published(tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.options import COUNTS, Listed
-from comms.errors import UsageError
+from bench.running import interruption
+from comms.errors import EpbenchError, Interrupted, UsageError, error_of
 
 if TYPE_CHECKING:
     from bench.pages.tables import Page
     from bench.progress import Progress
     from bench.traffic.bounds import HalfOp
     from bench.validation.calibration import Point
-    from bench.validation.prediction import Prediction
+    from bench.validation.prediction import Prediction, Predictions
     from bench.validation.question import Question
 
 _GPUS = ("h800", "h100")
@@ -111,11 +112,11 @@ def validate(
         show: prints a page, and where the file is, if there is one.
 
     Raises:
-        EpbenchError: flags that contradict each other, or a run that did not end well.
+        EpbenchError: flags that contradict each other, or a run that did not end well; what was
+            predicted is then shown all the same.
     """
-    from bench.progress import open_progress
     from bench.validation.page import sheet
-    from bench.validation.prediction import Predictions, probe, write_predictions
+    from bench.validation.prediction import Predictions, probe
 
     flags = context.params
     path: Path | None = flags["json"]
@@ -123,17 +124,53 @@ def validate(
         probe(path)
     ops: list[HalfOp] = ["dispatch", "combine"] if flags["op"] == "both" else [flags["op"]]
     is_asked = any(flags[name] is not None for name in _ASKING)
-    found = Predictions(command=" ".join(argv), cases=[])
+    found = Predictions(command=" ".join(argv), complete=False, cases=[])
     tasks = _asked(flags, ops) if is_asked else _published(ops, found.skipped)
-    with open_progress(len(tasks)) as progress:
-        for question, points in tasks:
-            found.cases += _predict(question, points, progress)
-            if path is not None:
-                write_predictions(path, found, last=False)
-    if path is not None:
-        write_predictions(path, found, last=True)
+    try:
+        _predict_all(tasks, found, path)
+    except EpbenchError:
+        if found.cases:
+            show(sheet(found), None)
+        raise
     show(sheet(found), path)
     return 0
+
+
+def _predict_all(tasks: Sequence[Task], found: Predictions, path: Path | None) -> None:
+    """Predict in order and keep the file, if there is one, up to date.
+
+    Raises:
+        Interrupted: the user pressed Ctrl-C; the file has what was found so far.
+        EpbenchError: a prediction failed; likewise.
+    """
+    from bench.progress import open_progress
+    from bench.validation.prediction import write_predictions
+
+    def keep(*, last: bool) -> None:
+        if path is not None and found.cases:
+            write_predictions(path, found, last=last)
+
+    def so_far() -> str:
+        if not found.cases:
+            return "; nothing was predicted so far"
+        return "" if path is None else f"; predicted so far: {path}"
+
+    num_done = 0
+    try:
+        with open_progress(len(tasks)) as progress:
+            for question, points in tasks:
+                found.cases += _predict(question, points, progress)
+                num_done += 1
+                keep(last=False)
+        found.complete = True
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(
+            f"{interruption(interrupt)} after {num_done} of {len(tasks)} configurations{so_far()}"
+        ) from None
+    except EpbenchError as error:
+        raise error_of(error.exit_code, f"{error}{so_far()}") from error
+    finally:
+        keep(last=True)
 
 
 def _asked(flags: Mapping[str, Any], ops: Sequence[HalfOp]) -> list[Task]:

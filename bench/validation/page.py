@@ -30,7 +30,8 @@ def sheet(predictions: Predictions) -> Sheet:
     if new:
         tables.append(_table("Predicted", new))
     heading = (
-        "PREDICTED: V1's kernels told anew, simulated at full size, beside a closed form",
+        "PREDICTED: V1's kernels told anew, simulated at full size, beside a closed form"
+        + (", INCOMPLETE" if predictions.complete is False else ""),
         "closed form: alpha + max over ports of bytes / rate; "
         f"{closed_form.committed().num_parameters} parameters, the simulator's fitted constants "
         f"are {NUM_CONSTANTS}.",

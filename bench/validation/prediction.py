@@ -17,7 +17,7 @@ from bench.validation.simulated import Answer
 from comms.errors import RuntimeFailure, UsageError
 
 SCHEMA = "epbench-validation"
-SCHEMA_VERSION = "1.0.0"
+SCHEMA_VERSION = "1.1.0"
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +94,8 @@ class Predictions(msgspec.Struct, kw_only=True):
 
     Attributes:
         command: the command line that made it.
+        complete: False while it goes on and for ever if it did not end well; null in files of
+            version 1.0, which do not say.
         cases: one for each operation.
         skipped: configurations that did not run, with the reason.
     """
@@ -101,6 +103,7 @@ class Predictions(msgspec.Struct, kw_only=True):
     schema: str = SCHEMA
     schema_version: str = SCHEMA_VERSION
     command: str
+    complete: bool | None = None
     cases: list[Prediction]
     skipped: list[str] = []
 
