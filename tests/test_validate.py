@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ from bench.pages import render
 from bench.records.record import Case, Source
 from bench.traffic.plan import Plan
 from bench.validation import closed_form
-from bench.validation.calibration import read_points
+from bench.validation.calibration import Point, find_point, read_points
 from bench.validation.moved import moved
 from bench.validation.page import sheet, summary
 from bench.validation.prediction import Prediction, Predictions, Published, read_predictions
@@ -119,6 +120,49 @@ def test_questions_of_published_rows_have_their_sizes() -> None:
     spec = two_hop.question.spec()
     assert (spec.world_size, spec.num_sms, spec.workload.routing) == (64, 24, "groups")
     assert (spec.workload.num_topk_groups, spec.workload.num_groups) == (4, 8)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_rows_that_constants_are_fitted_to_are_found_by_their_sizes(seed: int) -> None:
+    found = [
+        find_point(replace(point.question, form="cached", seed=seed), point.op)
+        if point.question.kernel == "ring"
+        else find_point(replace(point.question, num_sms=None, num_tokens=None), point.op)
+        for point in read_points()
+    ]
+    assert found == list(read_points())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"num_sms": 12}, {"gpu": "h800"}, {"num_tokens": 4095}, {"form": "fresh"}),
+        *({"groups": (4, 8)}, {"hidden": 4096}, {"num_topk": 4}, {"num_experts": 64}),
+    ],
+    ids=str,
+)
+def test_other_configurations_are_no_fitted_rows(changes: dict[str, object]) -> None:
+    question = Question("h100", "ring", num_sms=8)
+    assert find_point(question, "dispatch") is not None
+    assert find_point(replace(question, **changes), "dispatch") is None  # type: ignore[arg-type]
+
+
+def test_a_fitted_row_that_is_asked_for_has_its_residual(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = Question("h100", "ring", num_tokens=16, hidden=512, num_sms=4)
+    row = replace(read_points()[0].row, metric="time_us", value=1.0)
+    points = (Point(row, small, "dispatch"),)
+    monkeypatch.setattr("bench.validation.calibration.read_points", lambda: points)
+    dispatch, combine = run(tmp_path, "--gpu", "h100", *SMALL, "--num-sms", "4")
+    assert isinstance(dispatch["published"], dict)
+    assert isinstance(dispatch["time_us"], float)
+    assert dispatch["published"]["residual_pct"] == pytest.approx(100 * (dispatch["time_us"] - 1))
+    assert combine["published"] is None
+    fitted, predicted = capsys.readouterr().out.split("# Predicted\n")
+    assert "# Published rows, which the constants are fitted to\n" in fitted
+    assert " dispatch " in fitted
+    assert " combine " in predicted
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The rows of the calibration that a question answers, and what was published as a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from bench.fitting.published import Row, read_rows
@@ -37,6 +37,15 @@ def read_points() -> tuple[Point, ...]:
         for row in read_rows()
         if row.kernel in kernels
     )
+
+
+def find_point(question: Question, op: HalfOp) -> Point | None:
+    """Return the row that was published about a configuration, whatever its seed, or None."""
+    spec = question.spec()
+    for point in read_points():
+        if point.op == op and replace(point.question, seed=question.seed).spec() == spec:
+            return point
+    return None
 
 
 def _question(row: Row, kernel: str) -> Question:

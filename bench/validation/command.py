@@ -92,7 +92,7 @@ OPTIONS = (
         help="Write the predictions to FILE.",
     ),
 )
-#: A configuration, and for each operation the published row that it answers, if any.
+#: A configuration, and for each operation what was published about it, if anything.
 Task = tuple["Question", dict["HalfOp", "Point | None"]]
 #: Flags that ask for a configuration; without any of them the published rows are run.
 _ASKING = (
@@ -179,6 +179,7 @@ def _asked(flags: Mapping[str, Any], ops: Sequence[HalfOp]) -> list[Task]:
     Raises:
         UsageError: one of them cannot run.
     """
+    from bench.validation.calibration import find_point
     from bench.validation.question import Question, parse_groups
 
     axes = {
@@ -204,7 +205,7 @@ def _asked(flags: Mapping[str, Any], ops: Sequence[HalfOp]) -> list[Task]:
             seed=flags["seed"] or 0,
         )
         question.check(ops)
-        tasks.append((question, dict.fromkeys(ops)))
+        tasks.append((question, {op: find_point(question, op) for op in ops}))
     return tasks
 
 
