@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from bench.pages.labels import kernel_label
 from bench.records.record import (
     AxisValue,
     Caps,
@@ -132,10 +133,12 @@ class CaseSpec:
 
     def label(self) -> str:
         """Return a short name for progress lines."""
+        path = self.source.path if self.source else None
+        kernel = kernel_label(self.kernel, self.variant, path)
         where = self.fabric.name if self.device == "sim" else self.device
         turned = "".join(f", {name}={value}" for name, value in self.knobs)
         return (
-            f"{self.kernel}/{self.variant} {self.form} {self.num_sms} SMs, {where} "
+            f"{kernel} {self.form} {self.num_sms} SMs, {where} "
             f"EP{self.world_size}, {self.workload.num_tokens} tokens{turned}"
         )
 

@@ -89,14 +89,15 @@ def run(context: click.Context, /, **_: object) -> int:
 
     flags, started = context.params, launched()
     grids = resolve(context, started.size if started else None)
-    specs, tuned = expand(grids), None
+    specs, tuned, told = expand(grids), None, None
     if flags["tuned"]:
-        from bench.tuning.apply import with_tuned
+        from bench.tuning.apply import tuned_by, with_tuned
         from bench.tuning.tuned_file import read_tuned
 
         if flags["knob"]:
             raise UsageError("--tuned and --knob cannot be given together; give one")
         tuned = read_tuned(flags["tuned"])
+        told = tuned_by(specs, tuned, str(flags["tuned"]))
         specs = with_tuned(specs, tuned, str(flags["tuned"]))
     timing = timing_of(context)
     on_ranks = any(spec.device != "sim" for spec in specs)
@@ -114,6 +115,7 @@ def run(context: click.Context, /, **_: object) -> int:
         argv=["epbench", *(settings.argv if settings else [])],
         results=flags["results"],
         json=flags["json"],
+        tuned=told,
     )
     if started is not None and on_ranks:
         from bench.ranks.launched_run import run_as_rank

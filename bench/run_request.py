@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bench.cases import CaseSpec
     from bench.grid import Grid
+    from bench.records.record import TunedBy
     from bench.records.store import RunStore
     from bench.timing import Timing
 
@@ -25,6 +26,7 @@ class RunRequest:
         argv: the command line, for the record.
         results: folder of all results.
         json: second file of this run's.
+        tuned: where knobs come from, None where no file gives them.
     """
 
     suite: str | None
@@ -34,6 +36,7 @@ class RunRequest:
     argv: list[str]
     results: Path
     json: Path | None
+    tuned: TunedBy | None = None
 
     def open_store(self) -> RunStore:
         """Prepare the files of the run.
@@ -48,6 +51,6 @@ class RunRequest:
         header = new_run(
             list(devices),
             self.argv,
-            Config(self.suite, [grid.axes() for grid in self.grids], self.timing),
+            Config(self.suite, [grid.axes() for grid in self.grids], self.timing, self.tuned),
         )
         return RunStore(header, self.results, self.json)

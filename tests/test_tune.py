@@ -16,12 +16,13 @@ from bench.cli import main
 from bench.expand import expand
 from bench.grid import Grid
 from bench.pages import render
+from bench.pages.table import build_page
 from bench.ranks.request import Request
-from bench.records.record import Case
+from bench.records.record import Case, Op, Run, TunedBy
 from bench.records.store import read_run
 from bench.timing import Timing
 from bench.tuning import runs
-from bench.tuning.apply import MATCHED, point_of, with_tuned
+from bench.tuning.apply import MATCHED, point_of, tuned_by, with_tuned
 from bench.tuning.page import tuned_page
 from bench.tuning.runs import grid_of, runner
 from bench.tuning.tuned_file import Checked, Entry, Tuned, probe, read_tuned, write_tuned
@@ -477,6 +478,50 @@ def test_the_command_tunes_and_a_run_takes_it(
     assert entry.check is not None
     times_us = entry.check.found_us if entry.check.holds else entry.check.default_us
     assert pair.time_us == times_us[0]
+
+
+def test_a_run_says_what_its_knobs_were_tuned_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, kept = tmp_path / "tuned.json", tmp_path / "run.json"
+    write_tuned(path, _file(_entry(op="combine")))
+    run = ["run", *_SMALL, "--kernel", "direct", "--tuned", str(path)]
+    assert main([*run, "--results", str(tmp_path), "--json", str(kept)]) == 0
+    untuned = "direct/pull fresh 2 SMs, h800 EP4, 20 tokens"
+    line = (
+        f"# {path}: knobs tuned for combine, taken by all operations; no entry for {untuned}, so "
+        "the default"
+    )
+    assert line in capsys.readouterr().out.splitlines()
+    assert read_run(kept).config.tuned == TunedBy(str(path), ["combine"], [untuned])
+    assert main(["show", str(kept)]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("ops", "untuned", "line"),
+    [
+        (["pair"], [], []),
+        (["pair"], ["a", "b"], ["FILE: no entry for a | b, so the default"]),
+        (["pair"], [*"abcdef"], ["FILE: no entry for a | b | c | d and 2 more, so the default"]),
+        (["combine", "pair"], [], ["FILE: knobs tuned for combine and pair, taken by all op"]),
+    ],
+)
+def test_the_line_on_what_knobs_were_tuned_for(
+    ops: list[Op], untuned: list[str], line: list[str], run: Run
+) -> None:
+    config = msgspec.structs.replace(run.config, tuned=TunedBy("FILE", ops, untuned))
+    footer = build_page(msgspec.structs.replace(run, config=config)).footer
+    assert [told[: len(start)] for told, start in zip(footer, line, strict=False)] == line
+    assert footer[len(line) :] == build_page(run).footer
+
+
+def test_what_has_no_entry_is_named_once() -> None:
+    grid = msgspec.structs.replace(_GRID, kernel=("direct",), sm_copy=("mid", "low"))
+    tuned = _file(_entry(), _at(_entry(op="dispatch"), num_sms=9))
+    assert tuned_by(expand([grid]), tuned, "FILE") == TunedBy(
+        "FILE", ["pair"], ["direct/pull fresh 2 SMs, h800 EP4, 20 tokens"]
+    )
 
 
 def test_refusals_of_the_command(

@@ -13,7 +13,7 @@ from bench.pages.budgets import LEGEND as BUDGETS_LEGEND
 from bench.pages.budgets import budgets_table
 from bench.pages.labels import label_of
 from bench.pages.tables import Table
-from bench.records.record import Case, Form, Run
+from bench.records.record import Case, Form, Run, TunedBy
 from comms.fabric import load_fabric
 
 COLUMNS = (
@@ -41,6 +41,9 @@ _OF_LINKS = ("nvlink", "rdma")
 #: The library baseline of each device; rows are compared with the fastest `dedup` and `selection`
 #: of a block, since a library may take as many SMs as make it fastest.
 BASELINES = {"sim": "nccl_like", "cpu": "mpi", "cuda": "nccl"}
+
+#: Most specs that are named of those that a file of tuned knobs has no entry for.
+_MOST_UNTUNED = 4
 
 FIDELITY = {
     "predicted": (
@@ -151,7 +154,7 @@ def build_page(run: Run) -> Page:
             *(BUDGETS_LEGEND if budgets else ()),
         ),
         blocks=tuple(_block(cases) for cases in groups.values()),
-        footer=(*_sources(run.cases), _summary(run.cases)),
+        footer=(*_sources(run.cases), *_tuned(run.config.tuned), _summary(run.cases)),
         budgets=budgets,
     )
 
@@ -163,6 +166,20 @@ def _sources(cases: Iterable[Case]) -> tuple[str, ...]:
         for source in dict.fromkeys(case.source for case in cases)
         if source
     )
+
+
+def _tuned(by: TunedBy | None) -> tuple[str, ...]:
+    """Return a line on what knobs of a file were tuned for, if not for every pair of the run."""
+    if by is None:
+        return ()
+    told = []
+    if by.ops != ["pair"]:
+        told.append(f"knobs tuned for {' and '.join(by.ops)}, taken by all operations")
+    if by.untuned:
+        first, more = by.untuned[:_MOST_UNTUNED], len(by.untuned) - _MOST_UNTUNED
+        rest = f" and {more} more" if more > 0 else ""
+        told.append(f"no entry for {' | '.join(first)}{rest}, so the default")
+    return (f"{by.file}: {'; '.join(told)}",) if told else ()
 
 
 def _machine(run: Run) -> tuple[str, ...]:

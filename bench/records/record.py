@@ -14,7 +14,7 @@ from bench.records.files import decode, encode
 from bench.timing import Timing
 
 SCHEMA = "epbench-run"
-SCHEMA_VERSION = "1.2.0"
+SCHEMA_VERSION = "1.3.0"
 
 Impl = Literal["numba", "cupy", "library"]
 Form = Literal["fresh", "cached"]
@@ -228,16 +228,32 @@ class Rank(msgspec.Struct, frozen=True):
     device: str
 
 
+class TunedBy(msgspec.Struct, frozen=True):
+    """Where knobs came from.
+
+    Attributes:
+        file: of `epbench tune`, as it was given.
+        ops: operations whose times the knobs were chosen by.
+        untuned: what ran with its default because the file has no entry for it.
+    """
+
+    file: str
+    ops: list[Op]
+    untuned: list[str]
+
+
 class Config(msgspec.Struct, frozen=True):
     """The resolved request: each grid maps an axis to its value or values.
 
     Attributes:
         timing: how cases on real clocks were timed, null where none were asked for.
+        tuned: where knobs came from that no grid has, null where none did.
     """
 
     suite: str | None
     grids: list[dict[str, AxisValue | list[AxisValue]]]
     timing: Timing | None = None
+    tuned: TunedBy | None = None
 
 
 class Run(msgspec.Struct, kw_only=True):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from bench.knobs import turn
+from bench.pages.labels import kernel_label
+from bench.records.record import TunedBy
 from bench.tuning.tuned_file import Entry, Point, Tuned
 from comms.errors import UsageError
 
@@ -74,6 +76,16 @@ def with_tuned(specs: Sequence[CaseSpec], tuned: Tuned, source: str) -> list[Cas
     return turned
 
 
+def tuned_by(specs: Sequence[CaseSpec], tuned: Tuned, source: str) -> TunedBy:
+    """Return what a run file says of `with_tuned`, which has the same arguments."""
+    found = [(spec, _entry_of(spec, tuned.entries)) for spec in specs]
+    return TunedBy(
+        file=source,
+        ops=list(dict.fromkeys(entry.op for _, entry in found if entry)),
+        untuned=list(dict.fromkeys(spec.label() for spec, entry in found if entry is None)),
+    )
+
+
 def _entry_of(spec: CaseSpec, entries: Sequence[Entry]) -> Entry | None:
     point = point_of(spec)
     wanted = [getattr(point, name) for name in MATCHED]
@@ -103,6 +115,7 @@ def _check_names(spec: CaseSpec, entry: Entry, source: str) -> None:
 def _told(point: Point) -> str:
     where = point.fabric if point.device == "sim" else point.device
     return (
-        f"{point.kernel}/{point.variant} {point.form}, {where}, {point.nodes} x "
-        f"{point.ranks_per_node} ranks, {point.num_tokens} tokens, {point.num_sms} SMs"
+        f"{kernel_label(point.kernel, point.variant, point.source)} {point.form}, {where}, "
+        f"{point.nodes} x {point.ranks_per_node} ranks, {point.num_tokens} tokens, "
+        f"{point.num_sms} SMs"
     )
