@@ -98,17 +98,6 @@ def fence_release(typingctx):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def fence_acquire(typingctx):  # type: ignore[no-untyped-def]
-    """Order this thread's earlier atomic loads before its later reads."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        builder.fence("acquire")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@intrinsic
 def yield_thread(typingctx):  # type: ignore[no-untyped-def]
     """Let the operating system run another thread on this core."""
 

@@ -42,7 +42,7 @@ def begin_launch(e: int, rank: int) -> None:
         block = rank * h.blocks_per_rank + sm
         first = rank * h.warps_per_rank + sm * launch.num_warps
         b = block_at(e, block)
-        b.rank, b.sm, b.first_warp, b.generation = rank, sm, first, 0
+        b.sm, b.first_warp, b.generation = sm, first, 0
         b.num_warps = b.live_warps = launch.num_warps
         b.arrived, b.num_fencing, b.old_outstanding, b.old_ack = 0, 0, 0, 0
         b.sync_head = b.sync_tail = b.fence_head = -1
@@ -73,7 +73,6 @@ def end_launch(e: int, rank: int) -> None:
     word_at(h.launch_starts + (r.launch * h.world_size + rank) * 8)[0] = r.launch_start
     r.launch += 1
     if r.launch == h.num_launches:
-        r.end = h.now
         h.live_ranks -= 1
     else:
         r.live_warps = -1

@@ -158,7 +158,6 @@ def make_waiting(e: int, queue: int, ingress: int) -> None:
     """Append a queue to those that wait for room at an ingress port."""
     into = port_at(e, ingress)
     queue_at(e, queue).next = -1
-    into.stalls += 1
     if into.waiting_head < 0:
         into.waiting_head = queue
     else:

@@ -62,7 +62,7 @@ def _record(*fields: str) -> np.dtype[Any]:
 
 
 HEADER = _record(
-    *("warps", "num_warps", "blocks", "num_blocks", "groups", "ports", "num_ports", "transfers"),
+    *("warps", "num_warps", "blocks", "num_blocks", "groups", "ports", "transfers"),
     *("num_transfers", "payload", "heap", "heap_size", "buckets", "num_buckets"),
     *("ranks", "world_size", "launches", "num_launches", "params", "params_words", "pages"),
     *("num_pages", "regions", "channels", "num_channels", "queues"),
@@ -86,17 +86,8 @@ WARP = _record(
     *("unreleased", "stage", "context", "group", "record"),
 )
 BLOCK = _record(
-    *(
-        "rank",
-        "sm",
-        "first_warp",
-        "num_warps",
-        "live_warps",
-        "arrived",
-        "sync_head",
-        "sync_tail",
-        "generation",
-    ),
+    *("sm", "first_warp", "num_warps", "live_warps", "arrived", "sync_head", "sync_tail"),
+    "generation",
     *("old_outstanding", "old_ack", "num_fencing", "fence_head", "copy_free", "reduce_free"),
     *("words_at",),
 )
@@ -105,7 +96,7 @@ PORT = _record(
     *("mbps", "latency", "limit", "queued", "head", "tail", "busy", "service_bytes", "free_at"),
     *("stalled_head", "stalled_tail", "ready_head", "ready_tail", "request_head", "request_tail"),
     *("waiting_head", "waiting_tail", "total_bytes", "busy_ps"),
-    *("meter_at", "meter_level", "meter_burst", "violations", "stalls"),
+    *("meter_at", "meter_level", "meter_burst", "violations"),
 )
 TRANSFER = _record(
     *("kind", "next", "src_rank", "dst_rank", "offset", "offset2", "bytes", "num_bytes", "slot"),
@@ -113,7 +104,7 @@ TRANSFER = _record(
     *("group_generation", "issued", "left", "served"),
 )
 RANK = _record(
-    *("launch", "live_warps", "outstanding", "last_ack", "start", "end", "late", "any_head"),
+    *("launch", "live_warps", "outstanding", "last_ack", "late", "any_head"),
     *("base", "launch_start", "skew", "row_stride", "row_full", "recorded"),
 )
 LAUNCH = _record("entry", "num_blocks", "num_warps", "row_stride", "row_full")

@@ -26,12 +26,10 @@ class CountsParams(NamedTuple):
     ranks_per_node: int
     rails: int
     base_ns: int
-    num_sms: int
     num_warps: int
     counts_per_rank: int
     is_padded: int
     begins_bytes: int
-    begins: int
     begins_addr: int
     begins_stage: int
     peer_begins: int
