@@ -35,7 +35,13 @@ def _worlds(*, tokens_over_nodes: int, sm_copy: tuple[End, ...] = ("mid",)) -> t
         Grid(kernel=("direct",), num_sms=(8, 16), sm_copy=sm_copy),
         Grid(kernel=("nccl_like/dedup",), num_sms=(16, *library), sm_copy=sm_copy),
         Grid(kernel=("nccl_like/selection",), num_sms=library, sm_copy=sm_copy),
-        Grid(nodes=(2,), kernel=("direct",), tokens=many, num_sms=(16,), sm_copy=sm_copy),
+        Grid(
+            nodes=(2,),
+            kernel=("direct", "two_hop"),
+            tokens=many,
+            num_sms=(16,),
+            sm_copy=sm_copy,
+        ),
         Grid(
             nodes=(2,),
             kernel=("nccl_like/dedup",),
