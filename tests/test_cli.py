@@ -182,10 +182,13 @@ def test_suites_expand(name: str) -> None:
         "sim": {"family": {8, 16, 32}, "family-ep64": {64}}.get(name, {8, 16}),
         "cpu": {2, 4},
     }
+    of_suite = {
+        "quick": {"direct", "nccl_like"},
+        "family": _FAMILY,
+        "family-ep64": _FAMILY - {"ring"},
+    }
     kernels = {
-        "sim": {"family": _FAMILY, "family-ep64": _FAMILY - {"ring"}}.get(
-            name, {"direct", "nccl_like"}
-        ),
+        "sim": of_suite.get(name, {"direct", "two_hop", "nccl_like"}),
         "cpu": {"direct", "mpi"},
     }
     specs = expand(SUITES[name].grids)
