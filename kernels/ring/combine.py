@@ -16,9 +16,9 @@ reads of earlier rows come before): all its earlier tokens are done. DeepEP's wo
 release. A worker acquires `back_tail` of each rank that the token went to, in ascending order, and
 adds the rows out of the rings. Warp 0 takes the least of `entered`, the first token that is not
 done; what `send_head` has for it is the first row of each stream that may still be needed, which it
-stores into `back_head` at each sender (release). To wait for news it acquires
-`entered` of the worker whose token that is. DeepEP's warp 0 mirrors tails in shared memory too;
-here a worker remembers the last tail it saw.
+stores into `back_head` at each sender (relaxed, as in dispatch: its workers have added the rows
+before they said so). To wait for news it acquires `entered` of the worker whose token that is.
+DeepEP's warp 0 mirrors tails in shared memory too; here a worker remembers the last tail it saw.
 
 It cannot deadlock. Only the streams to one rank in one channel wait for each other. Take the first
 of that channel's tokens that is not done: its worker has done the tokens before it and has come to
@@ -124,8 +124,6 @@ def return_heads(p: CombineParams, channel: int, epoch: int) -> None:
     while num_done < num_tokens:
         isa.wait_ge(entered + 8 * (num_done % num_workers), base + num_done + 1)
         num_done = isa.min_words(entered, 8, num_workers) - base
-        # The workers have read the slots before they said so; heads come after both.
-        isa.fence_release()
         if num_done < num_tokens:
             positions = p.send_head_addr + 4 * (first + num_done) * p.world_size
             for peer in range(p.world_size):
@@ -161,8 +159,8 @@ def reduce_tokens(p: CombineParams, channel: int, worker: int, epoch: int) -> No
             if position >= 0:
                 stream = channel * p.world_size + peer
                 if isa.load_i64(known + 8 * peer) <= base + position:
-                    seen = isa.wait_ge(p.back_tail + 8 * stream, base + position + 1)
-                    isa.store_i64(known + 8 * peer, seen)
+                    isa.wait_ge(p.back_tail + 8 * stream, base + position + 1)
+                    isa.store_i64(known + 8 * peer, isa.load_acquire(p.back_tail + 8 * stream))
                 slot = stream * p.back_slots + position % p.combine_ring_rows
                 isa.store_i32(slots + 4 * num_rows, slot)
                 num_rows += 1

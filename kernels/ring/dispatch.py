@@ -12,10 +12,11 @@ chunk's last row the group synchronises and its first warp stores `tail` at the 
 the next row for a rank that the token does not go to: combine returns rows by it.
 
 A receiver's warps acquire `tail` up to the end of a row's chunk, copy the row to its final place
-and, after `return_rows`, synchronise; the first warp then stores `head` at the sender (release:
-what all of them have read comes before). DeepEP returns whatever it has found in the ring; warps
-without shared memory agree on fixed batches instead. DeepEP polls heads at the receiver; here a
-head lives at the rank that waits for it.
+and, after `return_rows`, synchronise; the first warp then stores `head` at the sender. Relaxed, as
+in DeepEP: by the letter of a memory model a release is missing, but the slots have been read, which
+each warp's fence made sure of, and the sender reads nothing here, it only overwrites. DeepEP
+returns whatever it has found in the ring; warps without shared memory agree on fixed batches
+instead. DeepEP polls heads at the receiver; here a head lives at the rank that waits for it.
 
 It cannot deadlock: streams do not wait for each other, and within one a receiver waits for rows
 only that precede what its sender waits for. A sender that waits has released whole chunks, t rows,
@@ -144,7 +145,6 @@ def receive_rows(p: DispatchParams, channel: int, source: int, member: int, epoc
     begin = isa.load_i32(begins)
     num_rows = isa.load_i32(begins + 4) - begin
     place = isa.load_i32(p.bases_addr + 4 * source) + begin
-    head = p.head + 8 * (channel * p.world_size + p.rank)
     num_known = 0
     row = member
     batch_end = 0
@@ -153,15 +153,17 @@ def receive_rows(p: DispatchParams, channel: int, source: int, member: int, epoc
         while row < batch_end:
             if row >= num_known:
                 chunk_end = min((row // p.chunk_rows + 1) * p.chunk_rows, num_rows)
-                num_known = isa.wait_ge(p.tail + 8 * stream, base + chunk_end) - base
+                isa.wait_ge(p.tail + 8 * stream, base + chunk_end)
+                num_known = isa.load_acquire(p.tail + 8 * stream) - base
             receive_row(p, stream * p.ring_slots + row % p.ring_rows, place + row)
             row += group_warps
+        isa.fence_release()
         sync_group(source, group_warps)
         if member == 0 and batch_end < num_rows:
-            isa.store_release(source, head, base + batch_end)
+            isa.store(source, p.head + 8 * (channel * p.world_size + p.rank), base + batch_end)
     if member == 0:
         # Everything of this epoch is read: the next one begins with an empty ring.
-        isa.store_release(source, head, base_of(epoch + 1))
+        isa.store(source, p.head + 8 * (channel * p.world_size + p.rank), base_of(epoch + 1))
 
 
 def receive_row(p: DispatchParams, slot: int, place: int) -> None:
