@@ -12,7 +12,7 @@ from bench.fitting import closed_form as closed_fit
 from bench.fitting import sm
 from bench.fitting.published import read_rows
 from bench.fitting.sm import SEVERAL_NODES, STAGES, Stage, Trials, is_fixed_point, read_kept
-from bench.fitting.tried import START, STEPS, Constants, committed, descend, neighbours
+from bench.fitting.tried import NOISE, START, STEPS, Constants, committed, descend, neighbours
 from bench.validation import closed_form
 from bench.validation.calibration import read_points
 from bench.validation.prediction import read_predictions
@@ -53,9 +53,14 @@ def test_committed_constants_are_where_the_fit_ends(trials: Trials) -> None:
         assert is_fixed_point(trials.among(stage), stage, committed())
 
 
-@pytest.mark.parametrize(("stage", "name"), [(RINGS, "copy_gbs"), (LOW_LATENCY, "fixed_us")])
-def test_the_fit_does_not_end_beside_it(trials: Trials, stage: Stage, name: str) -> None:
-    beside = replace(committed(), **{name: getattr(committed(), name) + getattr(STEPS, name)})
+@pytest.mark.parametrize(
+    ("stage", "name", "num_steps"), [(RINGS, "copy_gbs", 1), (LOW_LATENCY, "fixed_us", 4)]
+)
+def test_the_fit_does_not_end_beside_it(
+    trials: Trials, stage: Stage, name: str, num_steps: int
+) -> None:
+    value = getattr(committed(), name) + num_steps * getattr(STEPS, name)
+    beside = replace(committed(), **{name: value})
     assert not is_fixed_point(trials.among(stage), stage, beside)
 
 
@@ -74,6 +79,19 @@ def test_stored_times_are_what_the_simulator_gives(trials: Trials) -> None:
         assert stored[key].time_us == pytest.approx(simulated, rel=1e-9)
         assert row.time_us == pytest.approx(published, rel=1e-9)
         assert row.residual_pct == pytest.approx(100 * (simulated / published - 1), abs=1e-6)
+
+
+def test_constants_are_as_good_where_residuals_differ_by_noise() -> None:
+    class Bowl(Trials):
+        def objective(self, tried: Constants) -> float:
+            return len(self.points) * (0.01 + 3 * abs(tried.nic_gbs - 47) ** 2 * NOISE) ** 2
+
+    bowl = Bowl(SEVERAL_NODES.points())
+    best = replace(START, nic_gbs=47.0)
+    assert sm.are_as_good([bowl], replace(best, nic_gbs=47.5), best)
+    assert not sm.are_as_good([bowl], replace(best, nic_gbs=48.0), best)
+    assert is_fixed_point(bowl, SEVERAL_NODES, replace(best, nic_gbs=47.5))
+    assert not is_fixed_point(bowl, SEVERAL_NODES, replace(best, nic_gbs=48.5))
 
 
 def test_descent_ends_in_the_least_of_a_bowl_and_below_nothing() -> None:
@@ -118,7 +136,10 @@ def test_the_nics_rate_is_where_its_fit_ended() -> None:
     objectives = _kept_objectives()
     assert sorted(objectives) == sorted(rates)
     assert len(read_kept()) == len(rates) * len(SEVERAL_NODES.points())
-    assert min(objectives, key=lambda tried: objectives[tried]) == rate
+    num_rows = len(SEVERAL_NODES.points())
+    rms = {tried: math.sqrt(found / num_rows) for tried, found in objectives.items()}
+    assert rms[rate] <= min(rms.values()) + NOISE
+    assert max(rms.values()) > rms[rate] + NOISE
 
 
 @pytest.mark.slow
@@ -150,12 +171,15 @@ def test_closed_form_is_the_fitted_one_and_others_are_not() -> None:
         assert all(objective(other) > least for other in others)
 
 
-@pytest.mark.parametrize(("nic_gbs", "code"), [(0.0, 0), (1.0, 1)])
-def test_check_fails_where_the_fit_finds_others(
-    monkeypatch: pytest.MonkeyPatch, nic_gbs: float, code: int
+@pytest.mark.parametrize(("worse", "code"), [(-0.01, 0), (0.0, 0), (0.9 * NOISE, 0), (0.01, 1)])
+def test_check_fails_where_the_fit_finds_better_ones(
+    monkeypatch: pytest.MonkeyPatch, worse: float, code: int
 ) -> None:
-    found = replace(committed(), nic_gbs=committed().nic_gbs + nic_gbs)
+    found = replace(committed(), nic_gbs=committed().nic_gbs + 1)
     monkeypatch.setattr(sm, "descend", lambda *_: found)
+    monkeypatch.setattr(
+        sm.Trials, "rms", lambda _, tried: 0.02 + (worse if tried == committed() else 0)
+    )
     monkeypatch.setattr(sm, "table", lambda *_: "")
     assert CliRunner().invoke(sm.main, ["--check"]).exit_code == code
     assert CliRunner().invoke(sm.main, []).exit_code == 0

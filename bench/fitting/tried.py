@@ -33,6 +33,9 @@ class Constants:
 
 #: By how much the search moves each constant; no row tells a smaller step from the order in queues.
 STEPS = Constants(copy_gbs=0.5, ack_bytes=1, fixed_us=0.5, nic_gbs=0.5)
+#: Root mean square of residuals, as a ratio, that the order in queues changes by itself: of
+#: constants that differ by less nobody can say which is better, and those that are committed stay.
+NOISE = 0.001
 #: Where the search starts: the planning values.
 START = Constants(copy_gbs=35, ack_bytes=16, fixed_us=0, nic_gbs=48.5)
 
