@@ -29,7 +29,8 @@ from bench.timeline.page import summary_page
 from bench.timeline.summary import LaunchSummary, summarize
 from bench.timeline.traced import Traced
 from bench.timeline.warps import Warps
-from comms.sim.timeline import Timeline
+from comms.errors import TimeoutFailure
+from comms.sim.timeline import Recorder, Timeline
 from kernels.direct import PULL
 
 SMALL = ["--tokens", "24", "--num-sms", "2", "--ranks", "2"]
@@ -349,7 +350,17 @@ def test_a_deadlock_is_shown_and_ends_with_its_code(
     assert trace_small(Path("a.json")) == 4
     out, err = capsys.readouterr()
     assert "# did not end: deadlock at" in out
+    assert re.search(r"^#  .*waits for read\[0\] >= 4, sees 0", out, re.M)
     assert re.search(r"^ read +combine_pull\.py:\d+ .* read\[0\]$", out, re.M)
     assert "waits for read[0] >= 4, sees 0" in err
     names = [event["name"] for event in read(Path("a.json"))]
     assert names.count("wait read[0]") == 2
+
+
+def test_a_launch_that_stops_before_any_mark_is_summed_up() -> None:
+    box, recorder = Sandbox(), Recorder()
+    with pytest.raises(TimeoutFailure):
+        box.run({(0, 0, 0): [(code.WAIT_GE, box.flag(0), 1)]}, recorder)
+    assert recorder.timeline is not None
+    (launch,) = summarize(recorder.timeline)
+    assert [(wait.what, wait.count) for wait in launch.waits] == [("flags", 1)]

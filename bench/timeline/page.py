@@ -20,7 +20,7 @@ def summary_page(title: str, traced: Traced, launches: Sequence[LaunchSummary]) 
         launches: what its launches came to.
     """
     total_us = sum(launch.time_us for launch in launches)
-    lines = [f"# PREDICTED {title}", f"# {_outcome(traced)}"]
+    lines = [f"# PREDICTED {title}", *(f"# {line}" for line in _outcome(traced))]
     timeline = traced.timeline
     lines.append(f"# ranks recorded: {_ranges(timeline.ranks)} of {timeline.start_ps.shape[1]}")
     if timeline.num_dropped:
@@ -39,12 +39,12 @@ def summary_page(title: str, traced: Traced, launches: Sequence[LaunchSummary]) 
     return "\n".join(lines) + "\n"
 
 
-def _outcome(traced: Traced) -> str:
+def _outcome(traced: Traced) -> list[str]:
     if traced.seen is None:
-        return f"did not end: {traced.error}".splitlines()[0]
+        return f"did not end: {traced.error}".splitlines()
     check = traced.seen.check
     told = f"{check.num_wrong} of {check.num_checked} rows wrong" if check.num_wrong else "right"
-    return f"{traced.seen.samples_us[0]:.1f} us, outputs {told}"
+    return [f"{traced.seen.samples_us[0]:.1f} us, outputs {told}"]
 
 
 def _uses(launch: LaunchSummary) -> Iterator[str]:

@@ -72,7 +72,9 @@ class Warps:
         stages = stages[np.argsort(place(stages))]
         begins = place(stages)
         codes = stages["code"].tolist()
-        names = np.array([timeline.stage_name(launch, code) for code in codes], object)
+        # The last is that of records before any stage: of a launch that stopped before a mark.
+        named = [*(timeline.stage_name(launch, code) for code in codes), "unmarked"]
+        names = np.array(named, object)
 
         def frame(records: Records, **columns: npt.ArrayLike) -> pd.DataFrame:
             stage = names[np.searchsorted(begins, place(records), side="right") - 1]
