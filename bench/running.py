@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from bench.pages.labels import label_of
 from comms.errors import (
     EpbenchError,
     Interrupted,
@@ -83,7 +84,10 @@ def raise_for_status(cases: Sequence[Case]) -> None:
     for status, failure in failures.items():
         bad = [case for case in cases if case.status == status]
         if bad:
-            raise failure(f"{len(bad)} cases {status}, first {bad[0].case_id}: {bad[0].reason}")
+            one = bad[0]
+            first = f"{label_of(one)} {one.op}, EP{one.world_size}, {one.num_sms} SMs"
+            count = "1 case" if len(bad) == 1 else f"{len(bad)} cases"
+            raise failure(f"{count} {status}, first {first}: {one.reason}")
     if all(case.status == "skipped" for case in cases):
         why = f", first because {cases[0].reason}" if cases else ""
         raise NothingRan(f"nothing ran: every case was skipped{why}")

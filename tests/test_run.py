@@ -166,7 +166,8 @@ def test_wrong_results(
     file = tmp_path / "run.json"
     args = [*_SMALL, "--ranks-per-node", "4", "--json", str(file), "--results", str(tmp_path)]
     assert main(args) == 7
-    assert "2 cases incorrect" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "2 cases incorrect, first direct/pull combine, EP4, 2 SMs: combine to rank 0" in told
     run = read_run(file)
     assert run.complete
     assert [case.status for case in run.cases] == ["passed", "incorrect", "incorrect"]
