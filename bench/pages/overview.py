@@ -98,7 +98,7 @@ def _table(cases: Sequence[Case], budgets: Sequence[int], machine: str) -> Table
             key = (case.world_size, case.nodes, label_of(case))
             kernels.setdefault(key, {}).setdefault(case.num_sms, {})[case.op] = case
     rows = []
-    for world in dict.fromkeys(key[:2] for key in kernels):
+    for world in sorted({key[:2] for key in kernels}):
         here = {key[2]: points for key, points in kernels.items() if key[:2] == world}
         rivals = {
             variant: _fastest(here.get(f"{BASELINES[first.device]}/{variant}", {}))
