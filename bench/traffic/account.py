@@ -18,9 +18,6 @@ from comms.fabric import Fabric
 from kernels.protocol import Protocol, Route
 from kernels.shape import Shape
 
-#: Rows are pushed, or pulled.
-_WAYS = (False, True)
-
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -33,18 +30,16 @@ class Account:
 
     def own_us(self, halves: Sequence[HalfOp]) -> float:
         """Return the least time for the bytes that the protocol must move."""
-        return sum(
-            bound_us(self._own(half, self._flits(self._is_pulled(half))), self.fabric)
-            for half in halves
-        )
+        return sum(bound_us(self._own(half, self._against(half)), self.fabric) for half in halves)
 
     def best_us(self, halves: Sequence[HalfOp]) -> float:
         """Return the least time for one copy per node over the rail, forwarded there.
 
         Rows are pushed or pulled, whichever has less against them.
         """
+        ways = [Flits.of(self.fabric, pulled=pulled) for pulled in (False, True)]
         return sum(
-            min(bound_us(self._best(half, self._flits(pulled)), self.fabric) for pulled in _WAYS)
+            min(bound_us(self._best(half, against), self.fabric) for against in ways)
             for half in halves
         )
 
@@ -89,11 +84,9 @@ class Account:
             for half in halves
         )
 
-    def _is_pulled(self, op: HalfOp) -> bool:
-        return self.protocol.pulls and op == "combine"
-
-    def _flits(self, pulled: bool) -> Flits:
-        return Flits.of(self.fabric, pulled=pulled)
+    def _against(self, op: HalfOp) -> Flits:
+        """Return what goes against the protocol's rows."""
+        return Flits.of(self.fabric, pulled=self.protocol.pulls and op == "combine")
 
     def _best(self, op: HalfOp, against: Flits) -> PortBytes:
         return port_bytes(
