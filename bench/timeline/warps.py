@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench.timeline.busy import Busy
 from bench.timeline.passing import passing
-from comms.sim.timeline import Records, Timeline
+from comms.sim.timeline import UNMARKED, Records, Timeline
 
 Numbers = npt.NDArray[np.int64]
 _INDEX = re.compile(r"\[\d+\]")
@@ -73,7 +73,7 @@ class Warps:
         begins = place(stages)
         codes = stages["code"].tolist()
         # The last is that of records before any stage: of a launch that stopped before a mark.
-        named = [*(timeline.stage_name(launch, code) for code in codes), "unmarked"]
+        named = [timeline.stage_name(launch, code) for code in (*codes, UNMARKED)]
         names = np.array(named, object)
 
         def frame(records: Records, **columns: npt.ArrayLike) -> pd.DataFrame:
