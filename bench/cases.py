@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from bench.pages.labels import kernel_label
+from bench.labels import kernel_label
 from bench.records.record import (
     AxisValue,
     Caps,
@@ -131,14 +131,17 @@ class CaseSpec:
             axes["source"] = f"{self.source.path}:{self.source.name}"
         return ",".join(f"{name}={_slug(axes[name])}" for name in sorted(axes))
 
+    def kernel_label(self) -> str:
+        """Return the name that tells the kernel from others, of other files too."""
+        path = self.source.path if self.source else None
+        return kernel_label(self.kernel, self.variant, path)
+
     def label(self) -> str:
         """Return a short name for progress lines."""
-        path = self.source.path if self.source else None
-        kernel = kernel_label(self.kernel, self.variant, path)
         where = self.fabric.name if self.device == "sim" else self.device
         turned = "".join(f", {name}={value}" for name, value in self.knobs)
         return (
-            f"{kernel} {self.form} {self.num_sms} SMs, {where} "
+            f"{self.kernel_label()} {self.form} {self.num_sms} SMs, {where} "
             f"EP{self.world_size}, {self.workload.num_tokens} tokens{turned}"
         )
 

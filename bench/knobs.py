@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench.pages.labels import kernel_label
 from comms.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +78,4 @@ def _known(specs: Sequence[CaseSpec]) -> str:
 def _protocols(specs: Sequence[CaseSpec]) -> list[tuple[str, Protocol]]:
     """Return each kernel of the specs once, with the name that tells it from the others."""
     kernels = {(spec.kernel, spec.variant, spec.source): spec for spec in specs}
-    return [
-        (kernel_label(kernel, variant, source.path if source else None), spec.protocol())
-        for (kernel, variant, source), spec in kernels.items()
-    ]
+    return [(spec.kernel_label(), spec.protocol()) for spec in kernels.values()]

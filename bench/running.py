@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from bench.pages.labels import label_of
+from bench.labels import label_of
 from comms.errors import (
     EpbenchError,
     Interrupted,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bench.budgets import WITHIN, Knee, Sweep
-from bench.pages.labels import label_of
+from bench.labels import label_of
 from bench.pages.tables import Table
 from bench.records.record import Case
 

@@ -7,7 +7,7 @@ machines share no table, nor do simulations under different constants.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from bench.pages.labels import label_of
+from bench.labels import label_of
 from bench.pages.table import BASELINES, FIDELITY, setting_of
 from bench.pages.tables import Sheet, Table
 from bench.records.record import Case, Op, Run

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.budgets import sweeps
+from bench.labels import label_of
 from bench.pages.budgets import LEGEND as BUDGETS_LEGEND
 from bench.pages.budgets import budgets_table
-from bench.pages.labels import label_of
 from bench.pages.tables import Table
 from bench.records.record import Case, Form, Run, TunedBy
 from comms.fabric import load_fabric

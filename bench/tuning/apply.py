@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from bench.knobs import turn
-from bench.pages.labels import kernel_label
+from bench.labels import kernel_label
 from bench.records.record import TunedBy
 from bench.tuning.tuned_file import Entry, Point, Tuned
 from comms.errors import UsageError

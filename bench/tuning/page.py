@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from bench.knobs import told
-from bench.pages.labels import kernel_label
+from bench.labels import kernel_label
 from bench.pages.table import FIDELITY
 from bench.pages.tables import Sheet, Table
 from bench.tuning.tuned_file import Entry, Point, Tuned
