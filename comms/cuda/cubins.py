@@ -61,7 +61,9 @@ def kept(sources: Sequence[Path], options: Sequence[Any], build: Callable[[], Cu
     facts = path.with_suffix(".json")
     if path.exists() and facts.exists():
         found = msgspec.json.decode(facts.read_bytes(), type=_Facts)
-        return Cubin(code=path.read_bytes(), path=path, was_cached=True, **msgspec.structs.asdict(found))
+        return Cubin(
+            code=path.read_bytes(), path=path, was_cached=True, **msgspec.structs.asdict(found)
+        )
     made = build()
     _write(path, made.code)
     _write(facts, msgspec.json.encode(_facts_of(made)))

@@ -122,7 +122,12 @@ def compile_cxx(
 
 
 def link(
-    parts: Sequence[bytes], *, arch: str, name: str, target: Target = "cubin", line_info: bool = False
+    parts: Sequence[bytes],
+    *,
+    arch: str,
+    name: str,
+    target: Target = "cubin",
+    line_info: bool = False,
 ) -> bytes:
     """Link code for one architecture, optimised as a whole.
 

@@ -222,9 +222,7 @@ def select_rank(topk, num_tokens, rank, selected):
 
 @_inlined
 def sum_rows(matrix, num_rows, initial_addr, sums_addr):
-    _sum_rows(
-        matrix.addr, matrix.num_columns, matrix.row_bytes, num_rows, initial_addr, sums_addr
-    )
+    _sum_rows(matrix.addr, matrix.num_columns, matrix.row_bytes, num_rows, initial_addr, sums_addr)
 
 
 @_inlined

@@ -29,6 +29,8 @@ _LANES = 32
 #: Bytes of shared memory that a warp's bulk copies go through: NUM_STAGES * STAGE_BYTES of
 #: `cuh/bulk.cuh`.
 BULK_BYTES = 2 * 4096
+#: Most warps of a block that have registers for eight loads in flight each; more warps need fewer.
+_FEW_WARPS = 24
 #: Least architecture that copies in bulk; others copy by loads and stores.
 _BULK_FROM = (9, 0)
 
@@ -70,7 +72,8 @@ def compile_kernel(
     """
     used = _instructions(launch.kernel)
     has_bulk = "copy_row_bulk" in used and capability(arch) >= _BULK_FROM
-    options = (launch.name, num_warps, arch, is_virtual, line_info)
+    whose = [(thing.__module__, thing.__qualname__) for thing in (launch.kernel, launch.params)]
+    options = (launch.name, whose, num_warps, arch, is_virtual, line_info)
 
     def build() -> Cubin:
         begun = time.monotonic()
@@ -126,6 +129,7 @@ def entry_source(
         "EP_VIRTUAL": is_virtual,
         "EP_BULK": "copy_row_bulk" in used,
         "EP_GROUPS": "group_sync" in used,
+        "EP_MANY_WARPS": num_warps > _FEW_WARPS,
     }
     fields = launch.params._fields
     return _ENTRY.format(

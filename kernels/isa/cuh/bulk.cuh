@@ -78,7 +78,7 @@ EP_FN i64 copy_row_by_bulk(i64 target, i64 source, i64 num_bytes) {
   return 0;
 }
 
-EP_FN void copy_row_bulk(i64 rank, i64 offset, i64 source, i64 num_bytes) {
+EP_COLD_FN void copy_row_bulk(i64 rank, i64 offset, i64 source, i64 num_bytes) {
   sync_warp();
   i64 cause = 0;
   if (lane_id() == 0) {
@@ -96,7 +96,7 @@ EP_FN void finish_bulk() {
 #else
 
 EP_FN void init_bulk() {}
-EP_FN void copy_row_bulk(i64 rank, i64 offset, i64 source, i64 num_bytes) {
+EP_COLD_FN void copy_row_bulk(i64 rank, i64 offset, i64 source, i64 num_bytes) {
   copy_row(rank, offset, source, num_bytes);
 }
 EP_FN void finish_bulk() {}

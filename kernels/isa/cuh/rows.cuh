@@ -1,7 +1,8 @@
 // Rows: copies by loads and stores of the whole warp, and sums of BF16 rows in FP32.
 //
-// A lane moves 16 bytes at a time and keeps IN_FLIGHT loads outstanding, so a warp has 4 KiB in
-// flight: what comms/fabrics/sm90.toml says of `ldst`.
+// A lane moves 16 bytes at a time and keeps IN_FLIGHT loads outstanding: a warp has 4 KiB in flight,
+// which is what comms/fabrics/sm90.toml says of `ldst`, or 2 KiB where a block has so many warps that
+// registers do not suffice.
 #pragma once
 
 #include "machine.cuh"
@@ -9,7 +10,11 @@
 namespace ep {
 
 constexpr int VEC_BYTES = 16;
+#ifdef EP_MANY_WARPS
+constexpr int IN_FLIGHT = 4;
+#else
 constexpr int IN_FLIGHT = 8;
+#endif
 // Bytes that a warp's lanes move by one access each, and from one of a lane's to its next.
 constexpr int STEP_BYTES = VEC_BYTES * LANES;
 constexpr int ROUND_BYTES = STEP_BYTES * IN_FLIGHT;
@@ -174,12 +179,12 @@ EP_FN void reduce_by(i64 out, const RowList& list, i64 begin, i64 end) {
 template <bool WEIGHTED>
 EP_FN void reduce_columns(i64 out, const RowList& list, i64 begin, i64 end) {
   sync_warp();
-  if (list.num_rows <= 2)
-    reduce_by<2, 4, WEIGHTED>(out, list, begin, end);
-  else if (list.num_rows <= 4)
-    reduce_by<4, 2, WEIGHTED>(out, list, begin, end);
+  if (list.num_rows <= IN_FLIGHT / 4)
+    reduce_by<IN_FLIGHT / 4, 4, WEIGHTED>(out, list, begin, end);
+  else if (list.num_rows <= IN_FLIGHT / 2)
+    reduce_by<IN_FLIGHT / 2, 2, WEIGHTED>(out, list, begin, end);
   else
-    reduce_by<8, 1, WEIGHTED>(out, list, begin, end);
+    reduce_by<IN_FLIGHT, 1, WEIGHTED>(out, list, begin, end);
   sync_warp();
 }
 
