@@ -99,6 +99,7 @@ def failure_of(
     """Return what to tell of an error, None where no GPU package raised it."""
     kind, package = type(error).__name__, type(error).__module__.partition(".")[0]
     text = " ".join(str(error).split())
+    why: str | None
     if isinstance(error, ImportError):
         why = _missing(error, text)
     elif kind == "DynamicLibNotFoundError" or "CuPy failed to load" in text:
@@ -118,8 +119,8 @@ def failure_of(
     elif kind == "CUDAError" and package == "cuda":
         why = text
     else:
-        return None
-    return RuntimeFailure(f"{doing}: {why}")
+        why = None
+    return None if why is None else RuntimeFailure(f"{doing}: {why}")
 
 
 def nccl_words(result: int) -> str:

@@ -6,6 +6,7 @@ GPU, streams are handles of CUDA.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +29,16 @@ Element = Literal["float32", "float16", "bfloat16"]
 
 #: Most that NCCL's documentation lets a communicator have.
 MAX_CTAS = 32
+#: Variables that set CTAs whatever a communicator is told.
+_OVERRIDES = (
+    "NCCL_MIN_CTAS",
+    "NCCL_MAX_CTAS",
+    "NCCL_CTA_POLICY",
+    "NCCL_MIN_NCHANNELS",
+    "NCCL_MAX_NCHANNELS",
+    "NCCL_MIN_P2P_NCHANNELS",
+    "NCCL_MAX_P2P_NCHANNELS",
+)
 _ELEMENTS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 #: CUDA of the first driver whose copy engines NCCL uses.
 _COPY_DRIVER = 12050
@@ -186,7 +197,7 @@ class Communicators:
         assert not self.is_aborted, "the communicators are aborted"
         if budget in self._made:
             return self._made[budget][0]
-        self._refuse(budget)
+        together(self._ranks, partial(self._refuse, budget))
         (name, *_) = together(self._ranks, self._name)
         try:
             together(self._ranks, partial(self._connect, name, budget))
@@ -268,6 +279,12 @@ class Communicators:
         return self.library.version
 
     def _refuse(self, budget: Budget) -> None:
+        sets = [name for name in _OVERRIDES if budget is not None and name in os.environ]
+        if sets:
+            raise UsageError(
+                f"{sets[0]}={os.environ[sets[0]]} sets NCCL's CTAs, so that it cannot keep to "
+                f"{words_of(budget)}: unset {', '.join(sets)}"
+            )
         if isinstance(budget, int) and not 1 <= budget <= MAX_CTAS:
             raise UsageError(f"NCCL takes 1 to {MAX_CTAS} CTAs, not {budget}: use fewer SMs")
         if why := self.library.refuses(budget):

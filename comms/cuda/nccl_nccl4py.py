@@ -16,7 +16,7 @@ from comms.errors import RuntimeFailure
 _SUCCESS, _IN_PROGRESS = 0, 7
 _TELLS_TEAMS, _COPIES_OVER_NETWORK = 22907, 23006
 #: What nccl4py's calls look like where they are known here.
-_KNOWN = {
+KNOWN = {
     "send": "send(intptr_t sendbuff, size_t count, int datatype, int peer, comm, intptr_t stream)",
     "recv": "recv(intptr_t recvbuff, size_t count, int datatype, int peer, comm, intptr_t stream)",
     "allto_all": "allto_all(intptr_t sendbuff, intptr_t recvbuff, size_t count, int datatype, "
@@ -44,7 +44,7 @@ class Nccl4py:
             self._calls: Any = calls
             self.core: Any = core
             self.version = int(calls.get_version())
-        for name, known in _KNOWN.items():
+        for name, known in KNOWN.items():
             found = (getattr(calls, name).__doc__ or "").partition("\n")[0]
             if found != known:
                 raise RuntimeFailure(

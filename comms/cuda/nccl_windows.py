@@ -105,8 +105,8 @@ class NcclWindows(CardWindows):
             if bases is None:
                 raise RuntimeFailure(
                     f"NCCL makes no symmetric window on rank {rank}: the GPUs must map each "
-                    "other's memory, and NCCL_CUMEM_ENABLE and NCCL_WIN_ENABLE must not be 0; or use "
-                    "--memory ipc"
+                    "other's memory, and NCCL_CUMEM_ENABLE and NCCL_WIN_ENABLE must not be 0; or "
+                    "use --memory ipc"
                 )
             for peer, base in enumerate(bases):
                 if not base and found[peer][0] == host:
