@@ -1,16 +1,14 @@
-"""Stands in for NCCL and both packages that call it, between fake ranks."""
+"""Stands in for nccl4py, and lets both packages that call NCCL be fakes."""
 
-import ctypes
 import sys
-import threading
-import time
-from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_cuda import Block, CUDARuntimeError, FakeMachine
-from fake_ranks import Meeting, this_process
+from fake_cupy_nccl import cupy_nccl
+from fake_gpus import CUDARuntimeError, FakeMachine
+from fake_nccl_world import FakeLink, FakeNccl
+from fake_ranks import this_process
 
 from comms.cuda import nccl_nccl4py
 
@@ -26,109 +24,6 @@ class NCCLError(Exception):
 
 
 NCCLError.__module__ = "nccl.bindings.nccl"
-
-
-class NcclError(RuntimeError):
-    """CuPy's error of NCCL."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-        super().__init__(f"NCCL_ERROR_{status}: it failed")
-
-
-NcclError.__module__ = "cupy_backends.cuda.libs.nccl"
-
-
-@dataclass
-class FakeNccl:
-    """What NCCL does among the ranks, and what goes wrong.
-
-    Attributes:
-        machine: the GPUs.
-        version: NCCL's by rank, or everybody's by -1.
-        no_window: ranks that get no window.
-        unreachable: (rank, peer) whose windows are not mapped.
-        errors: results in the background, by rank.
-        absent: ranks that never come to a communicator's start.
-        teams: groups of ranks that NVLink joins.
-        configs: what communicators were made with, by rank, in order.
-        groups: calls of each group that was carried out, by rank.
-        ended: how communicators ended, by rank.
-    """
-
-    machine: FakeMachine
-    version: dict[int, int] = field(default_factory=lambda: {-1: 23203})
-    no_window: set[int] = field(default_factory=set)
-    unreachable: set[tuple[int, int]] = field(default_factory=set)
-    errors: dict[int, int] = field(default_factory=dict)
-    absent: set[int] = field(default_factory=set)
-    teams: int = 1
-    configs: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    groups: list[tuple[int, list[str]]] = field(default_factory=list)
-    ended: list[tuple[str, int]] = field(default_factory=list)
-    comms: dict[bytes, "Shared"] = field(default_factory=dict)
-    lock: Any = field(default_factory=threading.Lock)
-
-    def join(self, name: bytes, size: int, rank: int) -> "FakeLink":
-        """Make a communicator; waits for all."""
-        if rank in self.absent:
-            time.sleep(600)
-        with self.lock:
-            shared = self.comms.setdefault(name, Shared(size))
-        shared.meeting.exchange(rank, None)
-        return FakeLink(self, shared, size, rank)
-
-
-@dataclass
-class Shared:
-    """What the ranks of a communicator share."""
-
-    size: int
-    mail: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
-    windows: dict[int, Block] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.meeting = Meeting(self.size)
-
-
-class FakeLink:
-    """A communicator on one rank."""
-
-    def __init__(self, nccl: FakeNccl, shared: Shared, size: int, rank: int) -> None:
-        self.nccl, self.shared, self.size, self.rank = nccl, shared, size, rank
-        self.handle = id(self)
-
-    def send(self, address: int, num_bytes: int, peer: int) -> None:
-        """Post bytes to a peer."""
-        box = self.shared.mail.setdefault((self.rank, peer), [])
-        box.append(ctypes.string_at(address, num_bytes))
-        self._note(f"send {num_bytes} to {peer}")
-
-    def recv(self, address: int, num_bytes: int, peer: int, stream: int) -> None:
-        """Wait on a stream for a peer's bytes."""
-
-        def look() -> bool:
-            box = self.shared.mail.get((peer, self.rank))
-            if not box:
-                return False
-            data = box.pop(0)
-            assert len(data) == num_bytes, "a message is not as long as its receiver thinks"
-            ctypes.memmove(address, data, num_bytes)
-            return True
-
-        this_process().state.setdefault("pending", {}).setdefault(stream, []).append(look)
-        self._note(f"recv {num_bytes} from {peer}")
-
-    def _note(self, call: str) -> None:
-        state = this_process().state
-        if state.get("depth", 0):
-            state.setdefault("group", []).append(call)
-
-    def blocks(self, send: int, recv: int, num_bytes: int, stream: int, *, same: bool) -> None:
-        """Send a block to every rank and receive one of each."""
-        for peer in range(self.size):
-            self.send(send + (0 if same else peer * num_bytes), num_bytes, peer)
-            self.recv(recv + peer * num_bytes, num_bytes, peer, stream)
 
 
 class FakeCalls(ModuleType):
@@ -310,44 +205,7 @@ def install_nccl(patch: pytest.MonkeyPatch, machine: FakeMachine) -> FakeNccl:
     modules = {"nccl": package, "nccl.core": core, "nccl.bindings": bindings}
     for name, module in {**modules, "nccl.bindings.nccl": calls}.items():
         patch.setitem(sys.modules, name, module)
-    binding = _cupy_nccl(nccl, group_start, group_end, lambda: b"%128d" % next(names))
+    binding = cupy_nccl(nccl, group_start, group_end, lambda: b"%128d" % next(names))
     patch.setitem(sys.modules, "cupy.cuda.nccl", binding)
     patch.setattr(sys.modules["cupy.cuda"], "nccl", binding, raising=False)
     return nccl
-
-
-def _cupy_nccl(nccl: FakeNccl, start: Any, end: Any, unique_id: Any) -> ModuleType:  # noqa: ANN401
-    class NcclCommunicator:
-        def __init__(self, ndev: int, commId: bytes, rank: int) -> None:  # noqa: N803
-            nccl.configs.append((rank, {}))
-            self._link = nccl.join(commId, ndev, rank)
-
-        def send(self, sendbuf, count, datatype, peer, stream) -> None:  # noqa: ANN001
-            self._link.send(sendbuf, count, peer)
-
-        def recv(self, recvbuf, count, datatype, peer, stream) -> None:  # noqa: ANN001
-            self._link.recv(recvbuf, count, peer, stream)
-
-        def allGather(self, sendbuf, recvbuf, count, datatype, stream) -> None:  # noqa: ANN001, N802
-            self._link.blocks(sendbuf, recvbuf, count, stream, same=True)
-
-        def check_async_error(self) -> None:
-            if result := nccl.errors.get(self._link.rank, 0):
-                raise NcclError(result)
-
-        def abort(self) -> None:
-            nccl.ended.append(("abort", self._link.rank))
-
-        def destroy(self) -> None:
-            nccl.ended.append(("destroy", self._link.rank))
-
-    binding = ModuleType("cupy.cuda.nccl")
-    binding.__dict__.update(
-        available=True,
-        get_version=lambda: nccl.version[-1],
-        get_unique_id=unique_id,
-        groupStart=start,
-        groupEnd=end,
-        NcclCommunicator=NcclCommunicator,
-    )
-    return binding

@@ -2,7 +2,8 @@
 
 import fake_ranks
 import pytest
-from fake_cuda import FakeMachine, install_cuda
+from fake_cuda import install_cuda
+from fake_gpus import FakeMachine
 from test_cuda_windows import LAYOUT, _use
 
 from comms.cuda.cards import choose_cards, use_card

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from fake_cuda import FakeMachine, install_cuda
+from fake_cuda import install_cuda
+from fake_gpus import FakeMachine
 from fake_ranks import run_ranks
 
 from comms.cuda.abort import REGION, AbortWords

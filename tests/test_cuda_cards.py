@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-from fake_cuda import FakeMachine, install_cuda
+from fake_cuda import install_cuda
+from fake_gpus import FakeMachine
 from fake_ranks import run_ranks
 
 from comms.cuda.cards import (

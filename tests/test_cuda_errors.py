@@ -3,9 +3,12 @@
 import sys
 
 import fake_cuda
+import fake_cupy_nccl
+import fake_gpus
 import fake_nccl
 import pytest
-from fake_cuda import FakeMachine, install_cuda
+from fake_cuda import install_cuda
+from fake_gpus import FakeMachine
 
 from comms.cuda.errors import explained, failure_of, is_fatal
 from comms.errors import RuntimeFailure, UsageError
@@ -28,7 +31,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
 
 
 def test_no_driver_and_an_old_one(machine: FakeMachine) -> None:
-    error = fake_cuda.CUDARuntimeError(35)
+    error = fake_gpus.CUDARuntimeError(35)
     machine.driver = 0
     assert "there is no NVIDIA driver (libcuda.so.1)" in _told(error)
     machine.driver = 12040
@@ -56,16 +59,16 @@ def test_a_library_that_is_not_installed() -> None:
 
 def test_no_device(machine: FakeMachine) -> None:
     assert "there is no GPU for this process: look at nvidia-smi and CUDA_VISIBLE_DEVICES" in _told(
-        fake_cuda.CUDARuntimeError(100)
+        fake_gpus.CUDARuntimeError(100)
     )
 
 
 def test_out_of_memory_says_what_was_asked_and_what_is_free(machine: FakeMachine) -> None:
     machine.cards[0].used = machine.cards[0].total - 5_000_000
-    told = _told(fake_cuda.CUDARuntimeError(2), 7_000_000)
+    told = _told(fake_gpus.CUDARuntimeError(2), 7_000_000)
     assert "out of GPU memory: 0.007 GB asked for, 0.005 GB of 1.1 GB free" in told
     machine.faults["memGetInfo", 0] = 719
-    assert "more asked for, an unknown part free" in _told(fake_cuda.CUDARuntimeError(2))
+    assert "more asked for, an unknown part free" in _told(fake_gpus.CUDARuntimeError(2))
 
 
 def test_out_of_the_memory_of_cupys_pool(machine: FakeMachine) -> None:
@@ -92,13 +95,27 @@ def test_a_package_that_cannot_be_imported() -> None:
 
 def test_nccl() -> None:
     assert "another rank has failed" in _told(fake_nccl.NCCLError(6))
-    assert "NCCL_DEBUG=WARN tells which" in _told(fake_nccl.NcclError(1))
+    assert "NCCL_DEBUG=WARN tells which" in _told(fake_cupy_nccl.NcclError(1))
     assert _told(fake_nccl.NCCLError(1)) != _told(fake_nccl.NCCLError(2))
+
+
+def test_an_nccl_that_lacks_a_function() -> None:
+    kind = type("FunctionNotFoundError", (RuntimeError,), {})
+    kind.__module__ = "nccl.bindings._internal.utils"
+    told = _told(kind("function ncclGetPeerDevicePointer is not found"))
+    assert "ncclGetPeerDevicePointer is not found: install NCCL anew" in told
+    kind.__module__ = "another"
+    assert failure_of(kind("not found"), "it") is None
+
+
+def test_what_cuda_core_says() -> None:
+    kind = type("CUDAError", (Exception,), {"__module__": "cuda.core._utils.cuda_utils"})
+    assert _told(kind("CUDA_ERROR_NO_DEVICE: none")) == "it: CUDA_ERROR_NO_DEVICE: none"
 
 
 @pytest.mark.parametrize("status", [46, 201, 205, 217, 400, 700, 701, 719, 720, 802, 803, 805])
 def test_every_status_has_its_own_words(status: int) -> None:
-    told = _told(fake_cuda.CUDARuntimeError(status))
+    told = _told(fake_gpus.CUDARuntimeError(status))
     assert told.endswith(f", {status})")
     assert told.count(" ") > 6
 
@@ -113,8 +130,8 @@ def test_what_is_not_of_a_gpu_package_stays_as_it_is() -> None:
 
 
 def test_which_errors_leave_a_process_without_its_gpu() -> None:
-    assert is_fatal(fake_cuda.CUDARuntimeError(719))
-    assert not is_fatal(fake_cuda.CUDARuntimeError(2))
+    assert is_fatal(fake_gpus.CUDARuntimeError(719))
+    assert not is_fatal(fake_gpus.CUDARuntimeError(2))
     assert not is_fatal(ValueError())
 
 

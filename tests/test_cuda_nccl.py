@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import FakeMachine, install_cuda, remove
-from fake_nccl import FakeNccl, install_nccl
+from fake_cuda import install_cuda, remove
+from fake_gpus import FakeMachine
+from fake_nccl import install_nccl
+from fake_nccl_world import FakeNccl
 from fake_ranks import run_ranks, this_process
 
 from comms.cuda.cards import choose_cards, use_card

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_cuda import FakeMachine, FakeRuntime, MemoryPointer, UnownedMemory
-from fake_nccl import Communicator, FakeCalls, FakeNccl, FakeWindow
+from fake_cuda import FakeRuntime, MemoryPointer, UnownedMemory
+from fake_gpus import FakeMachine
+from fake_nccl import Communicator, FakeCalls, FakeWindow
+from fake_nccl_world import FakeNccl
 
 from comms.cuda.nccl_nccl4py import KNOWN
 
@@ -47,7 +49,7 @@ def test_numbers_of_the_runtime(name: str) -> None:
 
 @pytest.mark.parametrize("status", [2, 35, 100, 101, 201, 205, 400, 600, 704, 719])
 def test_errors_of_the_runtime(status: int) -> None:
-    from fake_cuda import CUDARuntimeError
+    from fake_gpus import CUDARuntimeError
 
     error = pytest.importorskip("cupy.cuda").runtime.CUDARuntimeError
     real, fake = error(status), CUDARuntimeError(status)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_cuda import FakeMachine, install_cuda
-from fake_nccl import FakeNccl, install_nccl
+from fake_cuda import install_cuda
+from fake_gpus import FakeMachine
+from fake_nccl import install_nccl
+from fake_nccl_world import FakeNccl
 from fake_ranks import run_ranks
 
 from comms.cuda.cards import choose_cards, use_card
@@ -279,13 +281,15 @@ def test_cupys_binding_makes_no_windows(machine: FakeMachine, nccl: FakeNccl) ->
     assert "use nccl4py (--nccl nccl4py), or --memory ipc" in sentence
 
 
+@pytest.mark.parametrize("aborting", [(0, 1), (1,)])
 def test_windows_after_an_abort_are_left_to_the_process(
-    machine: FakeMachine, nccl: FakeNccl
+    machine: FakeMachine, nccl: FakeNccl, aborting: tuple[int, ...]
 ) -> None:
     def work(ranks: Ranks) -> None:
         communicators = Communicators(ranks, limit_s=0.3)
         windows = NcclWindows(LAYOUT, ranks, communicators)
-        communicators.abort()
+        if ranks.rank in aborting:
+            communicators.abort()
         windows.close()
 
     assert run_ranks(2, _with_cards(work)) == [None, None]

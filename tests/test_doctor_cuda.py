@@ -6,8 +6,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from fake_cuda import FakeCard, FakeMachine, install_cuda, remove
-from fake_nccl import FakeNccl, install_nccl
+from fake_cuda import install_cuda, remove
+from fake_gpus import FakeCard, FakeMachine
+from fake_nccl import install_nccl
+from fake_nccl_world import FakeNccl
 
 from bench.cli import main
 from bench.doctor import cuda as doctor_cuda

@@ -117,10 +117,10 @@ class NcclWindows(CardWindows):
                     )
 
     def _free(self) -> None:
-        if self._nccl.is_aborted:
-            # Its windows went with the communicator; the memory goes with the process.
+        # No rank is inside a kernel that uses a mapping once all are here.
+        if any(together(self._world, lambda: self._nccl.is_aborted)):
+            # Windows went with the communicator, on some ranks; memory goes with the process.
             return
-        self._world.comm.Barrier()
         together(self._world, self._unregister)
         if self._own:
             give_back(lambda: self._nccl.library.free(self._own))
