@@ -18,6 +18,7 @@ from bench.observed import Progress, Runner
 from bench.records.record import Case, Check, Op, Status
 from bench.traffic.bounds import HalfOp
 from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, UsageError
+from comms.failed import DoesNotFit
 from kernels.protocol import Form, Protocol
 from kernels.registry import find_protocol
 
@@ -53,7 +54,8 @@ def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) ->
         try:
             runner = _open(spec, protocol, team)
         except RuntimeFailure as error:
-            cases |= {op: _blank(spec, protocol, op, "error", str(error)) for op in accepted}
+            status: Status = "skipped" if isinstance(error, DoesNotFit) else "error"
+            cases |= {op: _blank(spec, protocol, op, status, str(error)) for op in accepted}
         else:
             cases |= _run_all(spec, protocol, runner, accepted, on_progress)
             # Not after an exception: closing takes all ranks, and this one has left them.
@@ -164,6 +166,7 @@ def _run_case(
         p99_us=percentile(samples, 99) if len(samples) >= _ENOUGH_FOR_P99 else None,
         skew_pct=seen.skew_pct,
         rank_us=seen.rank_us,
+        rank_timer_us=list(seen.rank_timer_us),
         memcpy_us=percentile(copies, 50) if copies else None,
         memcpy_samples_us=copies,
         bound_own_us=own_us if capped else None,
@@ -174,6 +177,7 @@ def _run_case(
         gbs=account.rates(halves, time_us),
         check=check,
         sim=seen.sim,
+        clocks=seen.clocks,
     )
 
 
