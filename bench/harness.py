@@ -19,6 +19,7 @@ from bench.records.record import Case, Check, Op, Status
 from bench.traffic.bounds import HalfOp
 from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, UsageError
 from comms.failed import DoesNotFit
+from kernels.devices import MAX_CUDA_TOPK
 from kernels.protocol import Form, Protocol
 from kernels.registry import find_protocol
 
@@ -73,6 +74,11 @@ def refusal_of(spec: CaseSpec, protocol: Protocol, op: Op) -> str | None:
     """Return why a protocol does not run an operation of a spec, or None."""
     if spec.device not in protocol.devices:
         return f"runs on device {' or '.join(protocol.devices)} only"
+    if spec.device == "cuda" and spec.workload.num_topk > MAX_CUDA_TOPK:
+        return (
+            f"a token's selections have a lane each on device cuda, so top-k is at most "
+            f"{MAX_CUDA_TOPK}, got {spec.workload.num_topk}"
+        )
     return protocol.refuses(spec.shape(), op, cross_rail=spec.fabric.cross_rail)
 
 

@@ -129,5 +129,5 @@ class Protocol:
     pulls: bool = False
     hops: Literal[1, 2] = 1
     is_baseline: bool = False
-    devices: tuple[str, ...] = ("sim", "cpu")
+    devices: tuple[str, ...] = ("sim", "cpu", "cuda")
     impl: Literal["numba", "cupy", "library"] = "numba"

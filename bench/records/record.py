@@ -231,6 +231,7 @@ class Environment(msgspec.Struct, frozen=True):
 
     Attributes:
         mpi: library of the ranks, null where no case needed them.
+        gpu_driver: version of NVIDIA's driver, null where there is none.
     """
 
     os: str
@@ -242,6 +243,7 @@ class Environment(msgspec.Struct, frozen=True):
     packages: dict[str, str]
     env: dict[str, str]
     mpi: str | None = None
+    gpu_driver: str | None = None
 
 
 class Rank(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,15 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from comms.cuda import machine
+from comms.cuda.cards import Card
 from comms.cuda.clocks import Clock, Clocks
 from comms.cuda.memory import CardWindows
 from comms.cuda.stopwatch import settle
 from comms.errors import EpbenchError
+from comms.fabric import Fabric
 from comms.failed import DoesNotFit, ProgramFailed
 from comms.memory import Layout
 from comms.mpi.together import together
 from kernels.devices.base import MeasuredDevice, Timed, World, user_regions
-from kernels.devices.cuda_code import Place, compile_for, load_all
+from kernels.devices.cuda_code import Place, compile_for, load_all, refuse
 from kernels.devices.cuda_memory import MEET, REGIONS, CardMemory, Options
 from kernels.devices.cuda_plan import Plan, Queue, Step
 from kernels.protocol import Form, HostCall, HostLaunch, KernelLaunch, Op, Protocol
@@ -59,6 +62,7 @@ class CudaDevice(MeasuredDevice):
         self._place = Place(options.card, len(self.ranks), is_virtual)
         if options.graph:
             _refuse_graph(protocol)
+        refuse(together(ranks, lambda: _other_gpu(world.fabric, options.card)))
         cubins = compile_for(protocol, shape, self._place, ranks, line_info=options.profile)
         code = load_all(cubins, protocol, shape, self._place, ranks)
         regions = {**user_regions(protocol, world), **protocol.regions(shape), **REGIONS}
@@ -207,6 +211,16 @@ class CudaDevice(MeasuredDevice):
         return ProgramFailed(
             told.sentence, told.waits, is_timeout=told.is_timeout, is_cause=told.is_timeout
         )
+
+
+def _other_gpu(fabric: Fabric, card: Card) -> str | None:
+    """Return why a fabric's bounds are not those of a GPU, or None."""
+    if not fabric.capped or re.search(rf"\b{fabric.name}\b", card.name, re.IGNORECASE):
+        return None
+    return (
+        f"the bounds of fabric {fabric.name} are not those of {card.name}: leave out --fabric, or "
+        "give its own"
+    )
 
 
 def _refuse_graph(protocol: Protocol) -> None:
