@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_gpus import CUDARuntimeError, FakeCard, FakeMachine
-from fake_ranks import ProcessThread, this_process
+from fake_ranks import ProcessThread, this_process, this_thread
 
 
 class DynamicLibNotFoundError(RuntimeError):
@@ -81,13 +81,13 @@ class FakeRuntime(ModuleType):
         return len(self._machine.seen())
 
     def getDevice(self) -> int:
-        return int(this_process().state.get("device", 0))
+        return int(this_thread().get("device", 0))
 
     def setDevice(self, device: int) -> None:
         self._machine.begin("setDevice")
         if not 0 <= device < len(self._machine.seen()):
             raise CUDARuntimeError(101)
-        this_process().state["device"] = device
+        this_thread()["device"] = device
 
     def getDeviceProperties(self, device: int) -> dict[str, Any]:
         card = self._machine.seen()[device]
