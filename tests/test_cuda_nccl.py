@@ -14,7 +14,8 @@ from fake_nccl_world import FakeNccl
 from fake_ranks import run_ranks, this_process
 
 from comms.cuda.cards import choose_cards, use_card
-from comms.cuda.nccl import Binding, Budget, Communicators, Part, nccl_version
+from comms.cuda.nccl import Binding, Budget, Communicators, Part
+from comms.cuda.nccl_library import nccl_version
 from comms.cuda.windows import IpcWindows, NcclWindows
 from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, UsageError
 from comms.memory import Layout
