@@ -38,7 +38,7 @@ def expand(grids: Iterable[Grid]) -> list[CaseSpec]:
 
 def _expand_one(grid: Grid) -> list[CaseSpec]:
     _refuse_axes(grid)
-    variants = _kernel_variants(grid.kernel)
+    variants = _kernel_variants(grid.kernel, grid.device)
     fabrics = [
         load_fabric(name, cross_rail=grid.cross_rail).at(end)
         for name in grid.fabric
@@ -138,8 +138,14 @@ def _workloads(grid: Grid) -> list[Workload]:
     return workloads
 
 
-def _kernel_variants(asked: tuple[str, ...]) -> list[tuple[str, str, KernelFile | None]]:
-    from kernels.registry import kernel_names, variants
+def _kernel_variants(
+    asked: tuple[str, ...], device: str
+) -> list[tuple[str, str, KernelFile | None]]:
+    """Return kernels with their variants: those asked for, else those that the device has.
+
+    Of a kernel that the device has not at all they are all variants, which then say so.
+    """
+    from kernels.registry import find_protocol, kernel_names, variants
 
     names = kernel_names()
     found: list[tuple[str, str, KernelFile | None]] = []
@@ -154,7 +160,9 @@ def _kernel_variants(asked: tuple[str, ...]) -> list[tuple[str, str, KernelFile 
             raise UsageError(
                 f"no variant {variant!r} of {kernel}{_nearest(variant, variants(kernel))}"
             )
-        found.extend((kernel, each, None) for each in ([variant] if slash else variants(kernel)))
+        known = [each for each in variants(kernel) if device in find_protocol(kernel, each).devices]
+        chosen = [variant] if slash else known or variants(kernel)
+        found.extend((kernel, each, None) for each in chosen)
     return found
 
 

@@ -13,6 +13,7 @@ from bench.check import CheckResult, check_combine, check_dispatch
 from bench.traffic.bounds import HalfOp
 from bench.traffic.plan import Plan
 from bench.workloads.routing import Routing
+from bench.workloads.whole_numbers import whole_numbers
 from bench.workloads.workload import Workload
 from kernels.devices.base import GUARD_ROWS, Device, World
 from kernels.protocol import COMBINE_OUTPUTS, DISPATCH_OUTPUTS, Form, Granularity, Protocol
@@ -151,6 +152,8 @@ class Session:
             self._work.y(rank, int(count), self.shape.combine_row, salt)
             for rank, count in enumerate(self._num_recv)
         ]
+        if self._protocol.whole_numbers:
+            rows = [whole_numbers(each, self.shape.combine_row) for each in rows]
         for rank in self._device.ranks:
             self._device.write(rank, "y", rows[rank])
         return rows

@@ -1,6 +1,7 @@
 """What NCCL does between fake ranks."""
 
 import ctypes
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from fake_gpus import Block, FakeMachine
 from fake_ranks import Meeting, this_process
 
 
-@dataclass
+@dataclass(repr=False)
 class FakeNccl:
     """What NCCL does among the ranks, and what goes wrong.
 
@@ -24,6 +25,7 @@ class FakeNccl:
         teams: groups of ranks that NVLink joins.
         configs: what communicators were made with, by rank, in order.
         groups: calls of each group that was carried out, by rank.
+        devices: the GPU that was current when communicators were made, by rank, in order.
         ended: how communicators ended, by rank.
     """
 
@@ -36,12 +38,14 @@ class FakeNccl:
     teams: int = 1
     configs: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     groups: list[tuple[int, list[str]]] = field(default_factory=list)
+    devices: list[tuple[int, int]] = field(default_factory=list)
     ended: list[tuple[str, int]] = field(default_factory=list)
     comms: dict[bytes, "Shared"] = field(default_factory=dict)
     lock: Any = field(default_factory=threading.Lock)
 
     def join(self, name: bytes, size: int, rank: int) -> "FakeLink":
         """Make a communicator; waits for all."""
+        self.devices.append((rank, sys.modules["cupy.cuda.runtime"].getDevice()))
         if rank in self.absent:
             time.sleep(600)
         with self.lock:

@@ -31,6 +31,14 @@ def this_process() -> Process:
     return process
 
 
+def this_thread() -> dict[str, Any]:
+    """Return what this thread has of its own."""
+    if not hasattr(_own, "state"):
+        _own.state = {}
+    state: dict[str, Any] = _own.state
+    return state
+
+
 class ProcessThread(threading.Thread):
     """A thread of the same fake process as the one that makes it."""
 

@@ -14,7 +14,8 @@ from fake_nccl_world import FakeNccl
 from fake_ranks import run_ranks, this_process
 
 from comms.cuda.cards import choose_cards, use_card
-from comms.cuda.nccl import Binding, Budget, Communicators, Part, nccl_version
+from comms.cuda.nccl import Binding, Budget, Communicators, Part
+from comms.cuda.nccl_library import nccl_version
 from comms.cuda.windows import IpcWindows, NcclWindows
 from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, UsageError
 from comms.memory import Layout
@@ -140,6 +141,8 @@ def test_a_communicator_for_each_budget(machine: FakeMachine, nccl: FakeNccl) ->
         {"min_ctas": 16, "max_ctas": 16},
     ]
     assert len(nccl.ended) == 6
+    # NCCL takes the GPU that is current where it is called, which is another thread.
+    assert all(rank == device for rank, device in nccl.devices)
 
 
 @pytest.mark.parametrize(("budget", "words"), [(0, "not 0"), (33, "1 to 32 CTAs, not 33")])
@@ -262,6 +265,20 @@ def test_an_error_in_the_background(machine: FakeMachine, nccl: FakeNccl) -> Non
         "(socket closed)"
     )
     assert nccl.ended == [("abort", 1)]
+
+
+def test_an_error_of_work_that_does_not_end(machine: FakeMachine, nccl: FakeNccl) -> None:
+    def work(ranks: Ranks, communicators: Communicators) -> None:
+        communicator = communicators.of(None)
+        windows = IpcWindows(LAYOUT, ranks)
+        communicator.exchange([Part(0, 0, 0, windows.base(0), 8)], STREAM)
+        nccl.errors = {0: 6}
+        communicators.wait(STREAM, "the dispatch")
+
+    begun = time.monotonic()
+    (error,) = _run(1, work, limit_s=60)
+    assert "another rank has failed" in str(error)
+    assert time.monotonic() - begun < 10
 
 
 def test_an_error_in_the_background_as_cupy_says(machine: FakeMachine, nccl: FakeNccl) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from comms.cuda.cards import Card, Seen, assign, peer_matrix, visible_cards
 from comms.cuda.errors import version
 from comms.cuda.links import driver_version, links_of
-from comms.cuda.nccl import load, nccl_version
+from comms.cuda.nccl import load
+from comms.cuda.nccl_library import nccl_version
 from comms.cuda.nics import WAYS, find_nics, nearest, rails
 from comms.errors import EpbenchError, RuntimeFailure
 

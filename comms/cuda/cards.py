@@ -136,10 +136,9 @@ def assign(seen: Sequence[Seen]) -> list[int]:
                 f"rank {row.rank} sees no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES there"
             )
         uuid = row.uuids[index % len(row.uuids)]
-        if uuid in owners or index >= len(row.uuids):
-            owner = owners.get(uuid, group[index % len(row.uuids)])
+        if uuid in owners:
             raise RuntimeFailure(
-                f"ranks {owner} and {row.rank} would have the same GPU ({uuid}), of "
+                f"ranks {owners[uuid]} and {row.rank} would have the same GPU ({uuid}), of "
                 f"{len(row.uuids)} that rank {row.rank} sees (CUDA_VISIBLE_DEVICES): start a rank "
                 "a GPU, or several ranks in one process (--ranks-per-card)"
             )

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
+from comms.cuda.communicator import Communicator, Element, Part
 from comms.cuda.errors import explained, version
 from comms.cuda.limits import within
-from comms.cuda.nccl_library import BFLOAT16, FLOAT16, FLOAT32, Budget, Library, Link
+from comms.cuda.nccl_library import Budget, Library, Link, nccl_version, words_of
 from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, UsageError
 from comms.mpi.together import together
 
 if TYPE_CHECKING:
     from comms.mpi.ranks import Ranks
 
+__all__ = ["Binding", "Budget", "Communicator", "Communicators", "Element", "Part", "load"]
+
 #: Python packages that call NCCL, by name.
 Binding = Literal["nccl4py", "cupy"]
-#: What `reduce_scatter` adds.
-Element = Literal["float32", "float16", "bfloat16"]
 
 #: Most that NCCL's documentation lets a communicator have.
 MAX_CTAS = 32
@@ -39,106 +39,12 @@ _OVERRIDES = (
     "NCCL_MIN_P2P_NCHANNELS",
     "NCCL_MAX_P2P_NCHANNELS",
 )
-_ELEMENTS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 #: CUDA of the first driver whose copy engines NCCL uses.
 _COPY_DRIVER = 12050
 _NOT_READY = 600
 _ABORT_LIMIT_S = 10.0
 _LOOK_S = 0.0005
 _WARM_BYTES = 16
-
-
-class Part(NamedTuple):
-    """What a rank exchanges with one peer, which may be itself; no bytes make no message.
-
-    Attributes:
-        peer: rank.
-        send_addr: first byte to send.
-        send_bytes: how many.
-        recv_addr: where the peer's bytes go.
-        recv_bytes: how many.
-    """
-
-    peer: int
-    send_addr: int
-    send_bytes: int
-    recv_addr: int
-    recv_bytes: int
-
-
-class Communicator:
-    """NCCL with one budget. All ranks make the same calls in the same order.
-
-    Calls return when the work is on the stream; NCCL itself fails as `NCCLError` of nccl4py or
-    `NcclError` of CuPy, which `comms.cuda.errors.explained` tells in words.
-
-    Attributes:
-        budget: CTAs. NCCL rounds those of sends and receives up to a power of two.
-    """
-
-    def __init__(self, library: Library, link: Link, budget: Budget) -> None:
-        self.budget = budget
-        self._library = library
-        self._link = link
-        self._windows: dict[int, int] = {}
-
-    def exchange(self, parts: Sequence[Part], stream: int) -> None:
-        """Send to and receive from every peer in one group."""
-        assert self.budget != "zero", "copy engines send no messages"
-        link = self._link
-        self._library.group_start()
-        try:
-            for peer, send_addr, send_bytes, recv_addr, recv_bytes in parts:
-                if send_bytes:
-                    link.send(send_addr, send_bytes, peer, stream)
-                if recv_bytes:
-                    link.recv(recv_addr, recv_bytes, peer, stream)
-        finally:
-            self._library.group_end()
-
-    def alltoall(self, send_addr: int, recv_addr: int, bytes_per_rank: int, stream: int) -> None:
-        """Send the i-th block to rank i, and receive its block into the i-th."""
-        self._check_windows(send_addr, recv_addr)
-        self._link.alltoall(send_addr, recv_addr, bytes_per_rank, stream)
-
-    def allgather(self, send_addr: int, recv_addr: int, num_bytes: int, stream: int) -> None:
-        """Receive every rank's bytes, in the order of ranks."""
-        self._check_windows(send_addr, recv_addr)
-        self._link.allgather(send_addr, recv_addr, num_bytes, stream)
-
-    def reduce_scatter(
-        self, send_addr: int, recv_addr: int, num_elements: int, dtype: Element, stream: int
-    ) -> None:
-        """Receive the sum over ranks of this rank's block of so many elements."""
-        assert self.budget != "zero", "copy engines add nothing"
-        self._link.reduce_scatter(send_addr, recv_addr, num_elements, _ELEMENTS[dtype], stream)
-
-    def register(self, address: int, num_bytes: int) -> list[int] | None:
-        """Make memory that this library allocated a symmetric window; collective.
-
-        Returns:
-            Each rank's window as this process addresses it, 0 where it does not; None where NCCL
-            makes no windows.
-        """
-        bases = self._link.register(address, num_bytes)
-        if bases is not None:
-            self._windows[address] = num_bytes
-        return bases
-
-    def unregister(self, address: int) -> None:
-        """Make memory no window any more; no rank may use it."""
-        del self._windows[address]
-        self._link.unregister(address)
-
-    def _check_windows(self, *addresses: int) -> None:
-        """Refuse memory from which NCCL would fall back to its kernels, without a word."""
-        if self.budget != "zero":
-            return
-        for address in addresses:
-            if not any(at <= address < at + size for at, size in self._windows.items()):
-                raise UsageError(
-                    "copy engines serve only windows that NCCL has allocated: use --memory nccl"
-                )
 
 
 class Communicators:
@@ -351,15 +257,3 @@ def _abort(link: Link) -> None:
     # What led here is told; where NCCL cannot end either, the process does.
     with suppress(Exception):
         within(_ABORT_LIMIT_S, "NCCL's abort", link.abort)
-
-
-def nccl_version(number: int) -> str:
-    """Return NCCL's version in words, for example 2.32.3 for 23203."""
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-
-
-def words_of(budget: Budget) -> str:
-    """Return a budget in words."""
-    if budget == "zero":
-        return "copy engines"
-    return "as many CTAs as it wants" if budget is None else f"{budget} CTAs"

@@ -80,3 +80,15 @@ class Library(Protocol):
 
     def free(self, address: int) -> None:
         """Free it."""
+
+
+def nccl_version(number: int) -> str:
+    """Return NCCL's version in words, for example 2.32.3 for 23203."""
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+
+def words_of(budget: Budget) -> str:
+    """Return a budget in words."""
+    if budget == "zero":
+        return "copy engines"
+    return "as many CTAs as it wants" if budget is None else f"{budget} CTAs"

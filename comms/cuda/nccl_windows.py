@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from comms.cuda.errors import explained
 from comms.cuda.limits import within
 from comms.cuda.memory import CardWindows, give_back, require
-from comms.cuda.nccl import Communicator, Communicators, nccl_version
+from comms.cuda.nccl import Communicator, Communicators
+from comms.cuda.nccl_library import nccl_version
 from comms.errors import EpbenchError, RuntimeFailure
 from comms.memory import Layout
 from comms.mpi.together import together

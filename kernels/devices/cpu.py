@@ -11,12 +11,14 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from comms.collectives import RowSplits
 from comms.cpu import program
 from comms.cpu.loop import compiled_program
 from comms.cpu.machine import Machine
 from comms.cpu.program import MEET, Place, Program
 from comms.errors import RuntimeFailure
 from comms.memory import Layout, huge
+from comms.mpi.collectives import HostMemory, MpiCollectives
 from comms.mpi.ranks import Ranks, cores
 from comms.mpi.window import SharedWindows
 from kernels import packing
@@ -66,6 +68,9 @@ class CpuDevice(MeasuredDevice):
         self.windows = SharedWindows(Layout(regions), ranks)
         # A communicator of its own: what a kernel's library sends never meets the harness's.
         self._comm = ranks.comm.Dup()
+        # MPI is this device's own library, too.
+        self._library = MpiCollectives(self._comm, HostMemory())
+        self._kept: dict[str, RowSplits] = {}
         self._machine = Machine(
             Place(ranks.rank, shape.world_size, shape.ranks_per_node),
             self.windows,
@@ -183,7 +188,16 @@ class CpuDevice(MeasuredDevice):
 
         start = time.monotonic_ns()
         try:
-            step.call(HostCall(self._comm, self.world.shape, self._settings, self._named))
+            step.call(
+                HostCall(
+                    comm=self._comm,
+                    shape=self.world.shape,
+                    settings=self._settings,
+                    view=self._named,
+                    library=self._library,
+                    kept=self._kept,
+                )
+            )
         except MPI.Exception as error:
             raise RuntimeFailure(f"MPI failed in {step.name}: {error}") from error
         return np.array([[start, time.monotonic_ns()]], np.int64)
