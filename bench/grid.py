@@ -78,7 +78,7 @@ DEFAULTS = {
     ),
     "cuda": Grid(
         device="cuda",
-        kernel=("direct",),
+        kernel=("direct", "nccl/dedup", "nccl/selection"),
         fabric=("uncapped",),
         num_sms=(20,),
         prefix=None,

@@ -31,6 +31,7 @@ from kernels.protocol import Form, Protocol
 
 if TYPE_CHECKING:
     from comms.cuda.cards import Card
+    from comms.cuda.kept_nccl import KeptNccl
 
 #: The first rank compiles while the others wait: seconds a kernel, more on a busy machine.
 _COMPILE_S = 180.0
@@ -49,6 +50,7 @@ class Team:
         watch: called before anything that may take long, with what it is and with the seconds that
             it may take whatever the time limit is.
         card: this process's GPU, None where it has none.
+        nccl: communicators of the ranks, None where they have no GPUs.
     """
 
     ranks: Ranks
@@ -56,6 +58,7 @@ class Team:
     timing: Timing
     watch: Callable[[str, float], None]
     card: Card | None = None
+    nccl: KeptNccl | None = None
 
 
 class Measured:
@@ -166,7 +169,7 @@ class Measured:
         team = self._team
         limits = Limits(team.control.abort_address, team.timing.timeout_s)
         self._device: MeasuredDevice
-        if team.card is None:
+        if team.card is None or team.nccl is None:
             from kernels.devices.cpu import CpuDevice
 
             self._device = CpuDevice(protocol, world, team.ranks, limits)
@@ -175,7 +178,12 @@ class Measured:
 
             timing = team.timing
             options = Options(
-                team.card, limits, timing.memory, graph=timing.graph, profile=timing.profile
+                team.card,
+                limits,
+                team.nccl,
+                timing.memory,
+                graph=timing.graph,
+                profile=timing.profile,
             )
             self._device = CudaDevice(protocol, world, team.ranks, options)
         return self._device

@@ -20,6 +20,7 @@ from bench.measured import Team
 from bench.ranks.rank import take_card
 from bench.records.record import Case
 from bench.timing import Timing
+from comms.cuda.kept_nccl import KeptNccl
 from comms.fabric import ONE_CARD
 from comms.mpi.alone import alone
 from comms.mpi.control import Control
@@ -77,7 +78,9 @@ def spec_of(**axes: object) -> CaseSpec:
 def team_of(ranks: Ranks, timing: Timing = QUICK, control: FakeControl | None = None) -> Team:
     """Return a rank's team, with its GPU."""
     page = FakeControl() if control is None else control
-    return Team(ranks, cast(Control, page), timing, lambda *_: None, take_card(ranks))
+    card = take_card(ranks)
+    nccl = KeptNccl(ranks, timing.timeout_s)
+    return Team(ranks, cast(Control, page), timing, lambda *_: None, card, nccl)
 
 
 def run_on_one_card(timing: Timing = QUICK, **axes: object) -> list[Case]:

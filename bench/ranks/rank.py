@@ -13,6 +13,7 @@ from comms.errors import UsageError
 
 if TYPE_CHECKING:
     from bench.cases import CaseSpec
+    from bench.measured import Team
     from bench.ranks.supervisor import Supervisor
     from comms.cuda.cards import Card
     from comms.mpi.ranks import Ranks
@@ -78,10 +79,7 @@ def run_rank(
     supervisor.watch("results")
     who = ranks.comm.gather(_describe(ranks, card))
     sink = None if who is None else open_sink(who, ranks.library)
-    worlds: dict[int, Ranks | None] = {ranks.world_size: ranks}
-    for size in sorted({spec.num_processes for spec in specs if spec.device != "sim"}):
-        if size < ranks.world_size:
-            worlds[size] = ranks.first(size)
+    worlds = _Worlds(ranks, specs, timing, card)
     for turn, spec in enumerate(specs, start=1):
         if sink is None:
             supervisor.rest()
@@ -90,11 +88,12 @@ def run_rank(
         else:
             control.set_turn(turn)
             sink.begin(spec)
-        cases = _run(spec, worlds, timing, supervisor, sink, card)
+        cases = _run(spec, worlds, supervisor, sink)
         if sink is not None:
             supervisor.watch("results")
             sink.end(spec, cases)
     supervisor.watch("the end")
+    worlds.close()
     exit_code: int = ranks.comm.bcast(close(sink) if sink is not None else 0)
     ranks.comm.Barrier()
     control.set_done()
@@ -105,17 +104,51 @@ def run_rank(
     return exit_code
 
 
-def _run(
-    spec: CaseSpec,
-    worlds: dict[int, Ranks | None],
-    timing: Timing,
-    supervisor: Supervisor,
-    sink: Sink | None,
-    card: Card | None,
-) -> list[Case]:
+class _Worlds:
+    """The worlds of all specs: the first ranks of the job, by their number."""
+
+    def __init__(
+        self, ranks: Ranks, specs: Sequence[CaseSpec], timing: Timing, card: Card | None
+    ) -> None:
+        """Make communicators; collective."""
+        from comms.cuda.kept_nccl import KeptNccl
+
+        self._timing = timing
+        self._card = card
+        self.ranks: dict[int, Ranks | None] = {ranks.world_size: ranks}
+        for size in sorted({spec.num_processes for spec in specs if spec.device != "sim"}):
+            if size < ranks.world_size:
+                self.ranks[size] = ranks.first(size)
+        self._nccl = {
+            size: KeptNccl(own, timing.timeout_s)
+            for size, own in self.ranks.items()
+            if own is not None and card is not None
+        }
+
+    def team(self, spec: CaseSpec, ranks: Ranks, supervisor: Supervisor) -> Team:
+        """Return the ranks that run a spec, of which this is one."""
+        from bench.measured import Team
+
+        assert supervisor.control is not None
+        on_gpu = spec.device == "cuda"
+        return Team(
+            ranks,
+            supervisor.control,
+            self._timing,
+            supervisor.watch,
+            self._card if on_gpu else None,
+            self._nccl[ranks.world_size] if on_gpu else None,
+        )
+
+    def close(self) -> None:
+        """Free what NCCL has; collective."""
+        for nccl in self._nccl.values():
+            nccl.close()
+
+
+def _run(spec: CaseSpec, worlds: _Worlds, supervisor: Supervisor, sink: Sink | None) -> list[Case]:
     """Run a spec on the ranks of its world; the others have nothing to do."""
     from bench.harness import run_spec, skipped_cases
-    from bench.measured import Team
 
     def report(stage: str, fraction: float) -> None:
         if sink is not None:
@@ -130,21 +163,13 @@ def _run(
             report(stage, fraction)
 
         return run_spec(spec, watched)
-    if spec.num_processes not in worlds:
-        have = max(worlds)
+    if spec.num_processes not in worlds.ranks:
+        have = max(worlds.ranks)
         return skipped_cases(spec, f"needs {spec.num_processes} ranks, {have} were launched")
-    ranks = worlds[spec.num_processes]
+    ranks = worlds.ranks[spec.num_processes]
     if ranks is None:
         return []
-    assert supervisor.control is not None
-    team = Team(
-        ranks,
-        supervisor.control,
-        timing,
-        supervisor.watch,
-        card if spec.device == "cuda" else None,
-    )
-    return run_spec(spec, report, team)
+    return run_spec(spec, report, worlds.team(spec, ranks, supervisor))
 
 
 def take_card(ranks: Ranks) -> Card:

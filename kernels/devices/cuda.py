@@ -29,9 +29,10 @@ from comms.memory import Layout
 from comms.mpi.together import together
 from kernels.devices.base import MeasuredDevice, Timed, World, user_regions
 from kernels.devices.cuda_code import Place, compile_for, load_all, refuse
+from kernels.devices.cuda_library import CardLibrary, refuse_for
 from kernels.devices.cuda_memory import MEET, REGIONS, CardMemory, Options
 from kernels.devices.cuda_plan import Plan, Queue, Step
-from kernels.protocol import Form, HostCall, HostLaunch, KernelLaunch, Op, Protocol
+from kernels.protocol import Form, HostLaunch, KernelLaunch, Op, Protocol
 
 if TYPE_CHECKING:
     from comms.mpi.ranks import Ranks
@@ -62,15 +63,20 @@ class CudaDevice(MeasuredDevice):
         self._place = Place(options.card, len(self.ranks), is_virtual)
         if options.graph:
             _refuse_graph(protocol)
-        refuse(together(ranks, lambda: _other_gpu(world.fabric, options.card)))
+        refuse(together(ranks, lambda: self._refuses(ranks.library)))
         cubins = compile_for(protocol, shape, self._place, ranks, line_info=options.profile)
         code = load_all(cubins, protocol, shape, self._place, ranks)
         regions = {**user_regions(protocol, world), **protocol.regions(shape), **REGIONS}
-        self._memory = CardMemory(Layout(regions), world, ranks, options)
+        zero = protocol.library is not None and protocol.library(shape).zero_ctas
+        self._memory = CardMemory(Layout(regions), world, ranks, options, zero=zero)
         self.windows = self._memory.windows
-        together(ranks, lambda: self._memory.tell(list(code.values())))
-        # A communicator of its own: what a kernel's library sends never meets the harness's.
-        self._comm = ranks.comm.Dup()
+        try:
+            together(ranks, lambda: self._memory.tell(list(code.values())))
+            stream = self._memory.stream.ptr
+            self._library = CardLibrary(protocol, shape, ranks, stream, options.nccl)
+        except EpbenchError:
+            self._memory.close()
+            raise
         self._clocks = Clocks(options.card)
         self._plans: dict[tuple[tuple[Op, ...], Form], Plan] = {}
         self._runs = 0
@@ -90,8 +96,8 @@ class CudaDevice(MeasuredDevice):
 
     def close(self) -> None:
         """Free windows and buffers; collective."""
+        self._library.close()
         self._memory.close()
-        self._comm.Free()
 
     def run(self, ops: Sequence[Op], form: Form, *, is_timed: bool = False) -> Timed:
         """Let all ranks meet, then run operations in order with no host between kernels."""
@@ -175,8 +181,19 @@ class CudaDevice(MeasuredDevice):
         args = (self._memory.stride, self._memory.notes.num_tokens, *params)
         return Step(launch.name, num_blocks, args)
 
+    def _refuses(self, mpi: str) -> str | None:
+        """Return why this rank cannot run the protocol, or None."""
+        options = self._options
+        return _other_gpu(self.world.fabric, options.card) or refuse_for(
+            self.protocol,
+            self.world.shape,
+            options.memory,
+            ranks_per_card=len(self.ranks),
+            mpi=mpi,
+        )
+
     def _call(self, step: HostLaunch) -> None:
-        step.call(HostCall(self._comm, self.world.shape, self._settings, self._named))
+        self._library.call(step, self._named)
 
     def _named(self, name: str, dtype: npt.DTypeLike) -> Any:  # noqa: ANN401
         region = self._settings.get(name, name)
@@ -189,6 +206,7 @@ class CudaDevice(MeasuredDevice):
         if word.value and not self._is_told:
             self._is_told = True
             self._memory.abort.end()
+            self._library.abort()
 
     def _tell_others(self) -> None:
         word = ctypes.c_int64.from_address(self._options.limits.abort_address)
@@ -225,7 +243,8 @@ def _other_gpu(fabric: Fabric, card: Card) -> str | None:
 
 def _refuse_graph(protocol: Protocol) -> None:
     steps = (*protocol.launches("dispatch", "fresh"), *protocol.launches("combine", "fresh"))
-    if hosts := [step.name for step in steps if isinstance(step, HostLaunch)]:
+    hosts = [step.name for step in steps if isinstance(step, HostLaunch)]
+    if hosts:
         raise DoesNotFit(
             f"a graph holds no calls of the host between kernels ({', '.join(hosts)}): leave out "
             "--graph"

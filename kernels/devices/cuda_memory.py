@@ -10,6 +10,7 @@ from comms.cuda.abort import AbortWords
 from comms.cuda.cards import Card
 from comms.cuda.errors import explained
 from comms.cuda.hbm import Hbm
+from comms.cuda.kept_nccl import KeptNccl
 from comms.cuda.machine import Machine, machine_words
 from comms.cuda.memory import CardWindows, give_back
 from comms.cuda.modules import LoadedKernel
@@ -45,6 +46,7 @@ class Options:
     Attributes:
         card: this process's GPU.
         limits: what ends kernels.
+        nccl: the communicators of the world.
         memory: how ranks that are processes map each other's memory.
         graph: whether launches are replayed from a graph.
         profile: whether launches have ranges and code has lines for profilers.
@@ -52,6 +54,7 @@ class Options:
 
     card: Card
     limits: Limits
+    nccl: KeptNccl
     memory: Memory = "ipc"
     graph: bool = False
     profile: bool = False
@@ -71,10 +74,19 @@ class CardMemory:
 
     windows: CardWindows
 
-    def __init__(self, layout: Layout, world: World, ranks: Ranks, options: Options) -> None:
+    def __init__(
+        self, layout: Layout, world: World, ranks: Ranks, options: Options, *, zero: bool = False
+    ) -> None:
         """Allocate; collective.
 
         A world in one process has windows that nobody else maps.
+
+        Args:
+            layout: regions.
+            world: sizes.
+            ranks: the processes.
+            options: how the device works.
+            zero: whether NCCL's copy engines shall serve the windows.
 
         Raises:
             RuntimeFailure: CUDA fails, there is not enough memory, or ranks do not reach each
@@ -90,7 +102,9 @@ class CardMemory:
                 virtual = self._hold(VirtualWindows(layout, world.shape.world_size))
                 self.windows, self.stride = virtual, virtual.stride
             else:
-                self.windows = self._hold(open_windows(options.memory, layout, ranks))
+                self.windows = self._hold(
+                    open_windows(options.memory, layout, ranks, options.nccl, zero=zero)
+                )
             self._bases = [self.windows.base(rank) for rank in range(world.shape.world_size)]
             together(ranks, self._allocate)
         except EpbenchError:

@@ -130,8 +130,8 @@ class Queue:
                 if step.host is None:
                     self._launch(step.name, step.num_blocks, args)
                 else:
-                    # It may wait for what is queued.
-                    self.notes.open_gate(runs)
+                    if step.host.waits:
+                        self.notes.open_gate(runs)
                     self.call(step.host)
             plan.watch.mark(number, self.stream, in_graph=in_graph)
         self._launch(STAMP, 1, (self.notes.stamps,))
