@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from bench.measured import Team
 
 _OPS: tuple[Op, ...] = ("dispatch", "combine", "pair")
+_HALVES: tuple[Op, ...] = ("dispatch", "combine")
+_PROFILED = "profiled as a part of the pair"
 
 
 def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) -> list[Case]:
@@ -50,6 +52,9 @@ def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) ->
         reason = refusal_of(spec, protocol, op)
         if reason is not None:
             cases[op] = _blank(spec, protocol, op, "skipped", reason)
+    if team is not None and team.timing.profile and "pair" not in cases:
+        for op in _HALVES:
+            cases.setdefault(op, _blank(spec, protocol, op, "skipped", _PROFILED))
     accepted = [op for op in _OPS if op not in cases]
     if accepted:
         try:

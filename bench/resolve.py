@@ -60,14 +60,15 @@ def resolve(context: click.Context, launched_ranks: int | None) -> list[Grid]:
 def timing_of(context: click.Context) -> Timing:
     """Return how often the command line wants clocks to be read."""
     flags = context.params
+    profile = flags.get("profile", False)
     return Timing(
-        num_iters=flags["iters"],
-        num_warmup=flags["warmup"],
+        num_iters=0 if profile else flags["iters"],
+        num_warmup=0 if profile else flags["warmup"],
         check=flags["check"],
         timeout_s=flags["timeout"],
         memory=flags.get("memory", Timing().memory),
         graph=flags.get("graph", False),
-        profile=flags.get("profile", False),
+        profile=profile,
     )
 
 

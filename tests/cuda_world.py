@@ -9,8 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 from fake_gpus import FakeMachine
-from fake_launches import FakeGpu, install_launches
+from fake_launches import install_launches
 from fake_ranks import run_ranks, this_process
+from fake_streams import FakeGpu
 
 from bench.cases import CaseSpec
 from bench.expand import expand

@@ -131,6 +131,7 @@ def run_kernel(
     grid: tuple[int, ...],
     args: tuple[int, ...],
     window_bytes: Callable[[int], int],
+    lost: set[int],
 ) -> None:
     """Run a kernel of a protocol for all virtual ranks at once.
 
@@ -141,26 +142,34 @@ def run_kernel(
         grid: blocks of a rank, ranks.
         args: stride, address of the tokens of each rank, and the parameters of the first rank.
         window_bytes: bytes of an allocation, by its address.
+        lost: ranks on which nothing happens.
     """
     stride, num_tokens, *values = args
     fields = launch.params._fields
     assert len(values) == len(fields), f"{launch.name} takes {fields}"
     num_bytes = stride or window_bytes(constant.bases[constant.machine.first_rank])
     windows = _Windows(constant.bases, num_bytes)
+    errors: list[Exception] = []
 
     def run(virtual: int) -> None:
         params = [
             _argument(name, value, virtual, stride, num_tokens)
             for name, value in zip(fields, values, strict=True)
         ]
-        _run_rank(launch, num_warps, constant, windows, grid[0], params, virtual)
+        if constant.machine.first_rank + virtual in lost:
+            return
+        try:
+            _run_rank(launch, num_warps, constant, windows, grid[0], params, virtual)
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
 
-    # As by `ep_run`, tokens are read by launches whose ranks share a GPU only.
     threads = [threading.Thread(target=run, args=(virtual,)) for virtual in range(grid[1])]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _argument(name: str, value: int, virtual: int, stride: int, num_tokens: int) -> int:
@@ -206,8 +215,9 @@ def _run_rank(
     try:
         machine.run(program)
     except ProgramFailed as failed:
+        if failed.is_cause and not failed.is_timeout:
+            raise
         cause = TIMED_OUT if failed.is_timeout else ABORTED
-        assert failed.is_timeout or not failed.is_cause, str(failed)
         constant.report((cause, rank, *_first_wait(program, windows, rank)))
     finally:
         machine.close()
