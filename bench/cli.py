@@ -312,12 +312,12 @@ def _trace(settings: _Settings) -> None:
 
 def _refuse(sentence: str, exit_code: int) -> int:
     """Say why there is no result; of several ranks the first speaks."""
-    from comms.mpi.launched import launched
+    from comms.mpi.launched import launched, let_first_speak
 
+    let_first_speak()
     started = launched()
-    if started is not None and started.rank > 0:
-        return exit_code
-    say(sentence)
+    if started is None or started.rank == 0:
+        say(sentence)
     return exit_code
 
 
