@@ -1,0 +1,240 @@
+"""A kernel as machine code of a GPU: bound, compiled, linked with the instructions, and kept.
+
+No GPU is needed. The entry is C++: it takes parameters one by one, so that the compiler finds them
+in constant memory, and it bounds the threads of a block, so that registers are not spilled or the
+kernel does not compile for so many warps.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import kernels.isa as specification
+from comms.cuda.cubins import Cubin, kept
+from comms.cuda.toolchain import capability, compile_cxx, link
+from kernels.isa.bind import bind, global_names, instruction, parse
+from kernels.isa.compile_errors import telling_compile_errors
+from kernels.protocol import KernelLaunch
+
+_ISA = Path(__file__).resolve().parent
+_LANES = 32
+#: Bytes of shared memory that a warp's bulk copies go through: NUM_STAGES * STAGE_BYTES of
+#: `cuh/bulk.cuh`.
+BULK_BYTES = 2 * 4096
+#: Most warps of a block that have registers for eight loads in flight each; more warps need fewer.
+_FEW_WARPS = 24
+#: Least architecture that copies in bulk; others copy by loads and stores.
+_BULK_FROM = (9, 0)
+
+_ENTRY = """\
+{defines}#include "cuh/exports.cuh"
+
+extern "C" __device__ void ep_run({types});
+
+extern "C" __global__ void __launch_bounds__({num_threads}, 1)
+{name}(i64 stride, i64 num_tokens_addr, {parameters}) {{
+  ep::begin_block();
+  const i64 virtual_rank = ep::virtual_rank();
+  ep_run({arguments});
+  ep::end_block();
+}}
+"""
+
+
+def compile_kernel(
+    launch: KernelLaunch,
+    num_warps: int,
+    *,
+    arch: str = "sm_90",
+    is_virtual: bool = False,
+    line_info: bool = False,
+) -> Cubin:
+    """Compile a launch's kernel, or find it compiled.
+
+    Args:
+        launch: kernel and parameters.
+        num_warps: warps of a block.
+        arch: for example `sm_90`.
+        is_virtual: whether `blockIdx.y` is one of several ranks on this GPU.
+        line_info: whether profilers can name lines.
+
+    Raises:
+        UsageError: the kernel does not compile.
+        RuntimeFailure: a compiler is missing or refuses what it is given.
+    """
+    used = _instructions(launch.kernel)
+    has_bulk = "copy_row_bulk" in used and capability(arch) >= _BULK_FROM
+    whose = [(thing.__module__, thing.__qualname__) for thing in (launch.kernel, launch.params)]
+    options = (launch.name, whose, num_warps, arch, is_virtual, line_info)
+
+    def build() -> Cubin:
+        begun = time.monotonic()
+        parts = _parts(launch, num_warps, used, arch, is_virtual, line_info)
+        code = link(parts, arch=arch, name=launch.name, line_info=line_info)
+        return Cubin(
+            name=launch.name,
+            arch=arch,
+            code=code,
+            entry=_entry_name(launch),
+            num_threads=_LANES * num_warps,
+            shared_bytes=BULK_BYTES * num_warps if has_bulk else 0,
+            compile_s=time.monotonic() - begun,
+        )
+
+    return kept(_sources(launch), options, build)
+
+
+def ptx_of(launch: KernelLaunch, num_warps: int, *, arch: str, is_virtual: bool = False) -> str:
+    """Return the PTX of a launch's kernel after it was linked and optimised."""
+    parts = _parts(launch, num_warps, _instructions(launch.kernel), arch, is_virtual, False)
+    return link(parts, arch=arch, name=launch.name, target="ptx").decode().rstrip("\0")
+
+
+def _parts(
+    launch: KernelLaunch,
+    num_warps: int,
+    used: frozenset[str],
+    arch: str,
+    is_virtual: bool,
+    line_info: bool,
+) -> list[bytes]:
+    """Return the kernel and its entry with the instructions, as code for the linker."""
+    source = entry_source(launch, num_warps, used, is_virtual=is_virtual)
+    entry = compile_cxx(
+        source, arch=arch, include=_ISA, name=f"{launch.name}.cu", line_info=line_info
+    )
+    return [_compiled(launch, arch, line_info), entry]
+
+
+def entry_source(
+    launch: KernelLaunch, num_warps: int, used: frozenset[str], *, is_virtual: bool
+) -> str:
+    """Return the C++ of a launch's entry.
+
+    Args:
+        launch: kernel and parameters.
+        num_warps: warps of a block.
+        used: instructions that the kernel may run.
+        is_virtual: whether `blockIdx.y` is one of several ranks on this GPU.
+    """
+    macros = {
+        "EP_VIRTUAL": is_virtual,
+        "EP_BULK": "copy_row_bulk" in used,
+        "EP_GROUPS": "group_sync" in used,
+        "EP_MANY_WARPS": num_warps > _FEW_WARPS,
+    }
+    fields = launch.params._fields
+    return _ENTRY.format(
+        defines="".join(f"#define {name}\n" for name, defined in macros.items() if defined),
+        types=", ".join(["long long"] * len(fields)),
+        num_threads=_LANES * num_warps,
+        name=_entry_name(launch),
+        parameters=", ".join(f"i64 {field}" for field in fields),
+        arguments=", ".join(_argument(field, is_virtual) for field in fields),
+    )
+
+
+def _argument(field: str, is_virtual: bool) -> str:
+    """Return what a parameter is for a virtual rank: of those on a GPU only these differ."""
+    if not is_virtual:
+        return field
+    if field == "rank":
+        return "rank + virtual_rank"
+    if field == "num_tokens":
+        return "ep::load_i64(num_tokens_addr + 8 * virtual_rank)"
+    return f"{field} + virtual_rank * stride" if field.endswith("_addr") else field
+
+
+def _entry_name(launch: KernelLaunch) -> str:
+    return f"epbench_{launch.kernel.__name__}"
+
+
+def _compiled(launch: KernelLaunch, arch: str, line_info: bool) -> bytes:
+    """Compile a kernel by numba-cuda to code for the linker: `ep_run` of its parameters."""
+    from numba import cuda, types
+
+    from kernels.isa import cuda as device
+
+    path = Path(inspect.getsourcefile(launch.kernel) or "")
+    fields = ", ".join(launch.params._fields)
+    text = f"def ep_run({fields}):\n    run(Params({fields}))\n"
+    with _as_if_on(arch), telling_compile_errors(launch.kernel, path, 2):
+        namespace: dict[str, Any] = {
+            "run": bind(launch.kernel, device, _compiler(line_info)),
+            "Params": launch.params,
+        }
+        exec(compile(text, str(path), "exec"), namespace)
+        signature = types.void(*[types.int64] * len(launch.params._fields))
+        code, _ = cuda.compile(
+            namespace["ep_run"],
+            signature,
+            device=True,
+            abi="c",
+            abi_info={"abi_name": "ep_run"},
+            cc=capability(arch),
+            output="ltoir",
+            lineinfo=line_info,
+        )
+    return bytes(code)
+
+
+@cache
+def _compiler(line_info: bool) -> Callable[[FunctionType], Any]:
+    """Return what makes device functions; the same for each binding, which remembers by it."""
+    from numba import cuda
+
+    def compile_device(function: FunctionType) -> Any:
+        return cuda.jit(device=True, lineinfo=line_info)(function)
+
+    return compile_device
+
+
+@contextmanager
+def _as_if_on(arch: str) -> Iterator[None]:
+    """Answer numba-cuda's question for the current device, which device functions ask."""
+    from numba.cuda import dispatcher
+
+    class StandIn:
+        compute_capability = capability(arch)
+
+    asked = dispatcher.get_current_device
+    dispatcher.get_current_device = StandIn
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = asked
+
+
+def _instructions(kernel: Callable[..., Any]) -> frozenset[str]:
+    """Return the instructions that a kernel and its helpers call."""
+    used: set[str] = set()
+    todo, seen = [kernel], set()
+    while todo:
+        function = todo.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        definition, _ = parse(function)
+        used.update(name for node in ast.walk(definition) if (name := instruction(node)))
+        assert isinstance(function, FunctionType), f"{function} is not a plain function"
+        for name in global_names(function):
+            value = function.__globals__.get(name)
+            if isinstance(value, FunctionType) and value.__module__ != specification.__name__:
+                todo.append(value)
+    return frozenset(used)
+
+
+def _sources(launch: KernelLaunch) -> list[Path]:
+    return [
+        Path(file)
+        for file in (inspect.getsourcefile(launch.kernel), inspect.getsourcefile(launch.params))
+        if file
+    ]
