@@ -257,7 +257,10 @@ def list_() -> None:
     metavar="SECONDS",
     help="Longest that ranks may take to meet. Default: 30.",
 )
-def doctor(ranks: int | None, timeout: float) -> int:
+@click.option(
+    "--device", type=click.Choice(["cuda"]), help="Look for GPUs and what they need, too."
+)
+def doctor(ranks: int | None, timeout: float, device: str | None) -> int:
     """Tell what works here and what to do about the rest.
 
     A line for each finding begins with ok, note or bad. Under mpirun, mpiexec or srun it shows the
@@ -269,7 +272,7 @@ def doctor(ranks: int | None, timeout: float) -> int:
         with _stdout():
             sys.stdout.write(text)
 
-    return examine(say, ranks, timeout)
+    return examine(say, ranks, timeout, device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

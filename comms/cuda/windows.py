@@ -1,0 +1,28 @@
+"""Symmetric windows on GPUs, each kind by its name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from comms.cuda.ipc import IpcWindows
+from comms.cuda.memory import CardWindows
+from comms.cuda.nccl_windows import NcclWindows
+from comms.cuda.virtual import VirtualWindows
+from comms.memory import Layout
+
+if TYPE_CHECKING:
+    from comms.mpi.ranks import Ranks
+
+__all__ = ["CardWindows", "IpcWindows", "Memory", "NcclWindows", "VirtualWindows", "open_windows"]
+
+#: How ranks that are processes map each other's memory.
+Memory = Literal["ipc", "nccl"]
+
+
+def open_windows(memory: Memory, layout: Layout, ranks: Ranks) -> CardWindows:
+    """Return the windows of a world with a process a rank; collective.
+
+    Raises:
+        RuntimeFailure: they cannot be made; in the same words on all ranks.
+    """
+    return IpcWindows(layout, ranks) if memory == "ipc" else NcclWindows(layout, ranks)
