@@ -26,9 +26,11 @@ from kernels.protocol import KernelLaunch
 
 _ISA = Path(__file__).resolve().parent
 _LANES = 32
-#: Bytes of shared memory that a warp's bulk copies go through: NUM_STAGES * STAGE_BYTES of
-#: `cuh/bulk.cuh`.
-BULK_BYTES = 2 * 4096
+#: Stages in shared memory that a warp's bulk copies go through: NUM_STAGES and STAGE_BYTES of
+#: `cuh/bulk.cuh`, which are smaller where a block has so many warps that 227 KB do not suffice.
+_NUM_STAGES = 2
+_STAGE_BYTES = 4096
+_MANY_WARPS_STAGE_BYTES = 3072
 #: Most warps of a block that have registers for eight loads in flight each; more warps need fewer.
 _FEW_WARPS = 24
 #: Least architecture that copies in bulk; others copy by loads and stores.
@@ -85,11 +87,16 @@ def compile_kernel(
             code=code,
             entry=_entry_name(launch),
             num_threads=_LANES * num_warps,
-            shared_bytes=BULK_BYTES * num_warps if has_bulk else 0,
+            shared_bytes=num_warps * bulk_bytes(num_warps) if has_bulk else 0,
             compile_s=time.monotonic() - begun,
         )
 
     return kept(_sources(launch), options, build)
+
+
+def bulk_bytes(num_warps: int) -> int:
+    """Return the bytes of shared memory that a warp copies in bulk through."""
+    return _NUM_STAGES * (_STAGE_BYTES if num_warps <= _FEW_WARPS else _MANY_WARPS_STAGE_BYTES)
 
 
 def ptx_of(launch: KernelLaunch, num_warps: int, *, arch: str, is_virtual: bool = False) -> str:
