@@ -24,7 +24,7 @@ by more than noise.
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -156,9 +156,10 @@ class KeptTrials(Trials):
 def keep(trials: Trials, stage: Stage, found: Constants) -> list[Kept]:
     """Return the times of a stage's rows with some constants and one step beside them."""
     return [
-        Kept(*astuple(tried), point.row.label, *trials.times_us(point, tried))
+        Kept(**asdict(tried), row=point.row.label, simulated_us=simulated, published_us=published)
         for tried in (found, *neighbours(found, stage.names))
         for point in trials.points
+        for simulated, published in [trials.times_us(point, tried)]
     ]
 
 
