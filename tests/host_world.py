@@ -9,11 +9,11 @@
 its `__global__` function takes int64 parameters only. It may use what `cuda.cuh` defines and no
 other CUDA: `ep::lane_id()` for `threadIdx`, `ep::sync_warp()` for `__syncwarp`, and so on. Block-
 shared variables are declared with `EP_SHARED` (in or outside of functions, 0xCB bytes at first),
-dynamic shared memory with `EP_DYNAMIC_SHARED(type, name)` outside of functions. Instructions of
-the set that a compile-time macro switches on need it in `defines`, as in `kernel_source`: EP_BULK,
-EP_GROUPS, EP_MANY_WARPS, EP_VIRTUAL (`own_rank()` is right with and without it). EP_HOST_FP8 lets
-e4m3 be converted as GPUs that have an instruction for it do, EP_HOST_NO_BULK leaves bulk copies
-out.
+dynamic shared memory with `EP_DYNAMIC_SHARED(type, name)` outside of functions. What a macro of
+`entry_source` (kernels/isa/cuda_kernel.py) switches on needs it in `defines` or in the source:
+EP_BULK, EP_GROUPS, EP_MANY_WARPS, EP_VIRTUAL (`own_rank()` is right with and without it).
+EP_HOST_FP8 lets e4m3 be converted as GPUs that have an instruction for it do, EP_HOST_NO_BULK
+leaves bulk copies out.
 
 A kernel's entry calls `ep::begin_block()` first and `ep::end_block()` last. Windows are at equal
 distance `windows.strides[0]`, which is what `stride` is for entries of several ranks on a card.

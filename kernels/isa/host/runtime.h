@@ -1,10 +1,10 @@
 // A GPU made of this machine's threads: what `cuh/host.h` is written against.
 //
 // A block is a thread, its lanes are fibers of it that take turns in random order: at every
-// meeting, at every poll, at some stores. Ranks share one world, as virtual ranks share one card. Nothing in
-// here is instrumented: sanitizers are told of barriers, fences and bulk copies as the GPU's memory
-// model has them, and of nothing else, so that a shuffle orders no memory and a barrier of a warp
-// orders that warp's. ThreadSanitizer takes every lane for a thread.
+// meeting, at every poll, at some stores. Ranks share one world, as virtual ranks share one card.
+// Nothing in here is instrumented: sanitizers are told of barriers, fences and bulk copies as the
+// GPU's memory model has them, and of nothing else, so that a shuffle orders no memory and a
+// barrier of a warp orders that warp's. ThreadSanitizer takes every lane for a thread.
 #pragma once
 
 namespace ep::host {
