@@ -188,7 +188,7 @@ def _nvrtc() -> tuple[int, int]:
 
 
 def _nvvm() -> tuple[int, int]:
-    """Return the toolkit that NVVM is from: it tells versions of its IR, its package the toolkit's."""
+    """Return the toolkit that NVVM is from, by its package: it tells the version of its IR only."""
     from cuda.bindings import nvvm
 
     nvvm.version()

@@ -4,7 +4,8 @@ Every lane of a warp calls them together. Rows to other virtual nodes are writte
 itself, as on `cpu`, so a put has completed when the instruction returns.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from numba import cuda
 
@@ -31,6 +32,8 @@ __all__ = [
     "TopkRow",
 ]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 #: Most selections of a token: a lane each.
 MOST_TOPK = 32
 
@@ -40,8 +43,9 @@ def _external(name: str, num_arguments: int, result: str = "void") -> Any:
     return cuda.declare_device(f"ep_{name}", f"{result}({arguments})", abi="c")
 
 
-def _inlined(function: Any) -> Any:
-    return cuda.jit(device=True, forceinline=True)(function)
+def _inlined(function: F) -> F:
+    inlined: F = cuda.jit(device=True, forceinline=True)(function)
+    return inlined
 
 
 sm_id = _external("sm_id", 0, "int64")
@@ -90,17 +94,17 @@ _sum_rows = _external("sum_rows", 6)
 
 
 @_inlined
-def block_sync(line):
+def block_sync(line: int) -> None:
     _block_sync()
 
 
 @_inlined
-def copy_topk(rank, idx_offset, weights_offset, topk):
+def copy_topk(rank: int, idx_offset: int, weights_offset: int, topk: TopkRow) -> None:
     localize_topk(rank, _address(rank, idx_offset), _address(rank, weights_offset), topk)
 
 
 @_inlined
-def localize_topk(rank, idx_addr, weights_addr, topk):
+def localize_topk(rank: int, idx_addr: int, weights_addr: int, topk: TopkRow) -> None:
     _localize(
         rank,
         idx_addr,
@@ -113,12 +117,12 @@ def localize_topk(rank, idx_addr, weights_addr, topk):
 
 
 @_inlined
-def reduce_rows(out_addr, rows):
+def reduce_rows(out_addr: int, rows: RowList) -> None:
     _reduce(out_addr, rows.num_rows, rows.ranks_addr, rows.rows_addr, rows.base, rows.row_bytes)
 
 
 @_inlined
-def reduce_columns_weighted(out_addr, rows, weights_addr, part):
+def reduce_columns_weighted(out_addr: int, rows: RowList, weights_addr: int, part: Part) -> None:
     _reduce_weighted(
         out_addr,
         rows.num_rows,
@@ -133,52 +137,52 @@ def reduce_columns_weighted(out_addr, rows, weights_addr, part):
 
 
 @_inlined
-def reduce_rows_weighted(out_addr, rows, weights_addr):
+def reduce_rows_weighted(out_addr: int, rows: RowList, weights_addr: int) -> None:
     reduce_columns_weighted(out_addr, rows, weights_addr, Part(0, 1))
 
 
 @_inlined
-def put_row(rank, offset, src_addr, num_bytes, channel):
+def put_row(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     copy_row(rank, offset, src_addr, num_bytes)
 
 
 @_inlined
-def put_rows(rank, offset, rows, channel):
+def put_rows(rank: int, offset: int, rows: RowList, channel: int) -> None:
     _put_rows(rank, offset, rows.num_rows, rows.rows_addr, rows.base, rows.row_bytes)
 
 
 @_inlined
-def put_bytes(rank, offset, src_addr, num_bytes, channel):
+def put_bytes(rank: int, offset: int, src_addr: int, num_bytes: int, channel: int) -> None:
     copy_bytes(rank, offset, src_addr, num_bytes)
 
 
 @_inlined
-def put_signal(rank, offset, value, channel):
+def put_signal(rank: int, offset: int, value: int, channel: int) -> None:
     _put_signal(rank, offset, value)
 
 
 @_inlined
-def put_wait(channel):
+def put_wait(channel: int) -> None:
     pass
 
 
 @_inlined
-def put_row_via(via, src_offset, target, num_bytes, channel):
+def put_row_via(via: int, src_offset: int, target: Target, num_bytes: int, channel: int) -> None:
     copy_row(target.rank, target.offset, _address(via, src_offset), num_bytes)
 
 
 @_inlined
-def put_bytes_via(via, src_offset, target, num_bytes, channel):
+def put_bytes_via(via: int, src_offset: int, target: Target, num_bytes: int, channel: int) -> None:
     copy_bytes(target.rank, target.offset, _address(via, src_offset), num_bytes)
 
 
 @_inlined
-def put_signal_via(via, target, value, channel):
+def put_signal_via(via: int, target: Target, value: int, channel: int) -> None:
     _put_signal(target.rank, target.offset, value)
 
 
 @_inlined
-def count_ranks(topk, num_tokens, counts_addr):
+def count_ranks(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
     _count_ranks(
         topk.idx_addr,
         topk.num_topk,
@@ -190,7 +194,7 @@ def count_ranks(topk, num_tokens, counts_addr):
 
 
 @_inlined
-def count_experts(topk, num_tokens, counts_addr):
+def count_experts(topk: TopkRow, num_tokens: int, counts_addr: int) -> None:
     _count_experts(
         topk.idx_addr,
         topk.num_topk,
@@ -202,12 +206,12 @@ def count_experts(topk, num_tokens, counts_addr):
 
 
 @_inlined
-def rank_mask(topk, first_rank, num_ranks):
+def rank_mask(topk: TopkRow, first_rank: int, num_ranks: int) -> int:
     return _rank_mask(topk.idx_addr, topk.num_topk, topk.experts_per_rank, first_rank, num_ranks)
 
 
 @_inlined
-def select_rank(topk, num_tokens, rank, selected):
+def select_rank(topk: TopkRow, num_tokens: int, rank: int, selected: Selected) -> int:
     return _select_rank(
         topk.idx_addr,
         topk.weights_addr,
@@ -221,19 +225,19 @@ def select_rank(topk, num_tokens, rank, selected):
 
 
 @_inlined
-def sum_rows(matrix, num_rows, initial_addr, sums_addr):
+def sum_rows(matrix: Matrix, num_rows: int, initial_addr: int, sums_addr: int) -> None:
     _sum_rows(matrix.addr, matrix.num_columns, matrix.row_bytes, num_rows, initial_addr, sums_addr)
 
 
 @_inlined
-def route(topk, cursor_addr, ranks_addr, rows_addr):
+def route(topk: TopkRow, cursor_addr: int, ranks_addr: int, rows_addr: int) -> int:
     return _route(
         topk.idx_addr, topk.num_topk, topk.experts_per_rank, cursor_addr, ranks_addr, rows_addr
     )
 
 
 @_inlined
-def route_experts(topk, cursor_addr, lists):
+def route_experts(topk: TopkRow, cursor_addr: int, lists: ExpertLists) -> int:
     return _route_experts(
         topk.idx_addr,
         topk.weights_addr,
@@ -246,15 +250,15 @@ def route_experts(topk, cursor_addr, lists):
 
 
 @_inlined
-def scan(counts_addr, num_counts, begins_addr):
+def scan(counts_addr: int, num_counts: int, begins_addr: int) -> None:
     scan_counts(counts_addr, 4, num_counts, begins_addr)
 
 
 @_inlined
-def scan_words(offset, num_words, begins_addr):
+def scan_words(offset: int, num_words: int, begins_addr: int) -> None:
     scan_counts(_own_address(offset), 8, num_words, begins_addr)
 
 
 @_inlined
-def mark(stage):
+def mark(stage: int) -> None:
     pass

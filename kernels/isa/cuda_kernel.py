@@ -19,7 +19,7 @@ from typing import Any
 
 import kernels.isa as specification
 from comms.cuda.cubins import Cubin, kept
-from comms.cuda.toolchain import Target, capability, compile_cxx, link, versions
+from comms.cuda.toolchain import capability, compile_cxx, link
 from kernels.isa.bind import bind, global_names, instruction, parse
 from kernels.isa.compile_errors import telling_compile_errors
 from kernels.protocol import KernelLaunch
@@ -224,6 +224,7 @@ def _instructions(kernel: Callable[..., Any]) -> frozenset[str]:
         seen.add(function)
         definition, _ = parse(function)
         used.update(name for node in ast.walk(definition) if (name := instruction(node)))
+        assert isinstance(function, FunctionType), f"{function} is not a plain function"
         for name in global_names(function):
             value = function.__globals__.get(name)
             if isinstance(value, FunctionType) and value.__module__ != specification.__name__:
