@@ -62,6 +62,7 @@ struct Block {
   int rank, index;
   Random random;
   Fiber thread;
+  char* stacks = nullptr;
   std::vector<Lane> lanes;
   std::vector<Meeting> warps;
   Meeting all;
