@@ -1,5 +1,9 @@
 """What runs GPU code on CPUs: lanes that meet, what is refused, and how findings are told."""
 
+import subprocess
+
+import host_build
+import host_world
 import numpy as np
 import pytest
 from host_build import Mutation, Sanitizer
@@ -243,3 +247,27 @@ def test_a_mutation_of_what_is_not_there_is_an_error() -> None:
             windows=memory,
             mutation=mutation,
         )
+
+
+def test_a_sanitizer_that_cannot_have_random_addresses_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands = []
+
+    def run_program(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        told = "FATAL: ThreadSanitizer: unexpected memory mapping" if len(commands) == 1 else ""
+        return subprocess.CompletedProcess(command, 66 if told else 0, "", told)
+
+    host_build.runtime("thread")
+    host_build.library(_MISUSE, "misuse", sanitizer="thread")
+    monkeypatch.setattr(host_world.subprocess, "run", run_program)
+    outcome, _ = _misused(0, "thread")
+    assert outcome.is_clean
+    assert commands[1] == ["setarch", "-R", *commands[0]]
+
+
+def test_a_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_build, "COMPILER", "no-such-compiler")
+    with pytest.raises(AssertionError, match="no-such-compiler is not found"):
+        host_build._folder.__wrapped__()
