@@ -34,6 +34,8 @@ struct alignas(16) Vec {
 #define EP_COLD_FN __device__ __noinline__
 #define EP_CONSTANT __constant__
 #define EP_SHARED __shared__
+// Shared memory whose size a launch gives.
+#define EP_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 
 namespace ep {
 
