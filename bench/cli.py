@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bench.asm.command import OPTIONS as ASM_OPTIONS
+from bench.card_options import CARD_OPTIONS, profiling, refuse_card_flags
 from bench.options import COUNTS, GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS, TRACE_OPTIONS
 from bench.resolve import resolve, timing_of
 from bench.run_request import RunRequest
@@ -74,7 +75,7 @@ def cli() -> None:
     """
 
 
-@cli.command(params=[*GRID_OPTIONS, *TIMING_OPTIONS, *OUTPUT_OPTIONS, _TRACEBACK])
+@cli.command(params=[*GRID_OPTIONS, *TIMING_OPTIONS, *CARD_OPTIONS, *OUTPUT_OPTIONS, _TRACEBACK])
 @click.pass_context
 def run(context: click.Context, /, **_: object) -> int:
     """Run kernels and print their times beside their bounds.
@@ -82,8 +83,9 @@ def run(context: click.Context, /, **_: object) -> int:
     Runs every combination of the flags, or a suite with the given flags in place of its own axes.
     Results are kept under --results and rewritten after each case. Lists are comma separated.
 
-    Device cpu has a process per rank: started alone, epbench launches mpirun once for all cases;
-    under mpirun, mpiexec or srun it uses the ranks it finds.
+    Devices cpu and cuda have a process per rank: started alone, epbench launches mpirun once for
+    all cases; under mpirun, mpiexec or srun it uses the ranks it finds. Ranks of cuda that share a
+    GPU (--ranks-per-card) have one process, and need no MPI.
     """
     from bench.expand import expand
     from comms.mpi.launched import launched
@@ -100,12 +102,13 @@ def run(context: click.Context, /, **_: object) -> int:
         tuned = read_tuned(flags["tuned"])
         told = tuned_by(specs, tuned, str(flags["tuned"]))
         specs = with_tuned(specs, tuned, str(flags["tuned"]))
+    refuse_card_flags(context, specs)
     timing = timing_of(context)
     on_ranks = any(spec.device != "sim" for spec in specs)
     if started is not None and started.size > 1 and not on_ranks:
         raise UsageError(
             f"device sim runs a whole world in one process, {started.launcher} started "
-            f"{started.size}: start epbench alone, or ask for --device cpu"
+            f"{started.size}: start epbench alone, or ask for --device cpu or cuda"
         )
     settings = context.find_object(_Settings)
     request = RunRequest(
@@ -153,6 +156,9 @@ def finish_run(request: RunRequest, store: RunStore) -> int:
     _print_page(
         build_page(store.run), written=[path for path in (store.path, request.json) if path]
     )
+    if request.timing and request.timing.profile:
+        with _stdout():
+            sys.stdout.write(profiling(request.argv, request.specs))
     raise_for_status(store.run.cases)
     return 0
 

@@ -9,7 +9,16 @@ from kernels.from_file import KernelFile
 from kernels.protocol import Protocol
 
 #: Kernels in the order of lists, ours first; each is a module with a tuple `PROTOCOLS`.
-_KERNELS = ("direct", "two_hop", "ring", "ring_two_hop", "low_latency", "nccl_like", "mpi")
+_KERNELS = (
+    "direct",
+    "two_hop",
+    "ring",
+    "ring_two_hop",
+    "low_latency",
+    "nccl_like",
+    "nccl",
+    "mpi",
+)
 
 
 def kernel_names() -> list[str]:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import struct
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -39,6 +40,11 @@ class FakeArray(np.ndarray[Any, Any]):
 
     memptr: MemoryPointer
 
+    @property
+    def data(self) -> Any:  # noqa: ANN401
+        """Return where it begins, also if it is a part of another."""
+        return SimpleNamespace(ptr=self.ctypes.data)
+
 
 def ndarray(shape: tuple[int, ...], dtype: Any, memptr: MemoryPointer) -> FakeArray:  # noqa: ANN401
     """Return an array over memory."""
@@ -50,12 +56,28 @@ def ndarray(shape: tuple[int, ...], dtype: Any, memptr: MemoryPointer) -> FakeAr
     return array
 
 
+def _in_order(stream: int, work: Callable[[], object]) -> None:
+    """Do work when all before it on a stream has ended, at once where there is none."""
+    pending = this_process().state.setdefault("pending", {})
+    if not pending.get(stream):
+        work()
+        return
+
+    def look() -> bool:
+        if pending[stream][0] is not look:
+            return False
+        work()
+        return True
+
+    pending[stream].append(look)
+
+
 class FakeRuntime(ModuleType):
     """`cupy.cuda.runtime`."""
 
     CUDARuntimeError = CUDARuntimeError
     streamNonBlocking, hostAllocPortable = 1, 1
-    memcpyHostToDevice, memcpyDeviceToHost = 1, 2
+    memcpyHostToDevice, memcpyDeviceToHost, memcpyDeviceToDevice = 1, 2, 3
 
     def __init__(self, machine: FakeMachine) -> None:
         super().__init__("cupy.cuda.runtime")
@@ -126,11 +148,11 @@ class FakeRuntime(ModuleType):
 
     def memcpyAsync(self, dst: int, src: int, size: int, kind: int, stream: int) -> None:
         self._machine.begin("memcpyAsync")
-        ctypes.memmove(dst, src, size)
+        _in_order(stream, lambda: ctypes.memmove(dst, src, size))
 
     def memsetAsync(self, ptr: int, value: int, size: int, stream: int) -> None:
         self._machine.begin("memsetAsync")
-        ctypes.memset(ptr, value, size)
+        _in_order(stream, lambda: ctypes.memset(ptr, value, size))
 
     def streamCreateWithFlags(self, flags: int) -> int:
         self._machine.begin("streamCreateWithFlags")

@@ -11,7 +11,7 @@ from fake_gpus import Block, FakeMachine
 from fake_ranks import Meeting, this_process
 
 
-@dataclass
+@dataclass(repr=False)
 class FakeNccl:
     """What NCCL does among the ranks, and what goes wrong.
 
