@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
@@ -25,6 +26,19 @@ COMBINE_OUTPUTS = ("out",)
 
 
 @dataclass(frozen=True, slots=True)
+class CxxKernel:
+    """A kernel of CUDA C++, which does what a launch's function of Python does.
+
+    Attributes:
+        file: defines `void function(const Params& p)` in namespace `ep`.
+        function: its name.
+    """
+
+    file: Path
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
 class KernelLaunch:
     """One launch of an operation.
 
@@ -34,6 +48,7 @@ class KernelLaunch:
         params: named tuple class, all int64, filled by field name.
         num_warps: warps of each block, or what works them out from a shape.
         sms: `"comm"` for the reserved SMs, `"all"` for every SM of the GPU.
+        cxx: what runs instead of `kernel` where the protocol is of CUDA C++.
     """
 
     name: str
@@ -41,6 +56,7 @@ class KernelLaunch:
     params: type[Any]
     num_warps: int | Callable[[Shape], int]
     sms: Literal["comm", "all"] = "comm"
+    cxx: CxxKernel | None = None
 
     def warps(self, shape: Shape) -> int:
         """Return the warps of each block for a shape."""

@@ -1,0 +1,111 @@
+"""A kernel of CUDA C++ for GPUs: its source as one translation unit, to compile.
+
+The file defines `void function(const Params& p)` in namespace `ep`. `Params` and the entry are
+written here from the fields of the launch's named tuple, so that C++ and Python agree. The entry
+takes the fields one by one and calls a function that is inlined, so the compiler reads them from
+constant memory where they are used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comms.cuda.toolchain import capability
+from kernels.protocol import CxxKernel, KernelLaunch
+
+_ISA = Path(__file__).resolve().parent
+_LANES = 32
+#: Shared memory of all warps for stages: what a block of Hopper may have less what else it keeps.
+_STAGES_BYTES = 208 * 1024
+#: Most of a warp: three stages of 4 KiB, or six of 2.
+_MOST_WARP_BYTES = 12288
+#: A warp's bytes are cut into three stages of whole lines of 128.
+_WARP_UNIT = 384
+#: Least architecture that copies in bulk; others copy by loads and stores.
+BULK_FROM = (9, 0)
+
+_SOURCE = """\
+{defines}#include "cuda.cuh"
+
+namespace ep {{
+struct Params {{
+  i64 {fields};
+}};
+}}  // namespace ep
+
+#line 1 "{file}"
+{text}
+extern "C" __global__ void __launch_bounds__({num_threads}, 1)
+{entry}(ep::i64 stride, ep::i64 num_tokens_addr, {parameters}) {{
+  const ep::i64 virtual_rank = ep::virtual_rank();
+  const ep::Params p = {{{arguments}}};
+  ep::{function}(p);
+}}
+"""
+
+
+def warp_bytes(num_warps: int, arch: str) -> int:
+    """Return the shared memory that each warp of a block has for stages, none without bulk copies."""
+    if capability(arch) < BULK_FROM:
+        return 0
+    share = _STAGES_BYTES // num_warps // _WARP_UNIT * _WARP_UNIT
+    return min(share, _MOST_WARP_BYTES)
+
+
+def cxx_source(
+    launch: KernelLaunch, num_warps: int, *, arch: str, entry: str, is_virtual: bool
+) -> str:
+    """Return the translation unit of a launch.
+
+    Args:
+        launch: kernel and parameters; it has a C++ one.
+        num_warps: warps of a block.
+        arch: for example `sm_90`.
+        entry: name of the kernel.
+        is_virtual: whether `blockIdx.y` is one of several ranks on this GPU.
+    """
+    assert launch.cxx is not None
+    macros: dict[str, int | None] = {
+        "EP_NUM_WARPS": num_warps,
+        "EP_WARP_BYTES": warp_bytes(num_warps, arch),
+        "EP_GROUPS": None,
+    }
+    if is_virtual:
+        macros["EP_VIRTUAL"] = None
+    fields = launch.params._fields
+    return _SOURCE.format(
+        defines="".join(
+            f"#define {name}{'' if value is None else f' {value}'}\n"
+            for name, value in macros.items()
+        ),
+        fields=", ".join(fields),
+        file=f"{launch.cxx.file.parent.name}/{launch.cxx.file.name}",
+        text=launch.cxx.file.read_text(),
+        num_threads=_LANES * num_warps,
+        entry=entry,
+        parameters=", ".join(f"ep::i64 {field}" for field in fields),
+        arguments=", ".join(argument(field, is_virtual) for field in fields),
+        function=launch.cxx.function,
+    )
+
+
+def argument(field: str, is_virtual: bool) -> str:
+    """Return what a parameter is for a virtual rank: of those on a GPU only these differ."""
+    if not is_virtual:
+        return field
+    if field == "rank":
+        return "rank + virtual_rank"
+    if field == "num_tokens":
+        return "ep::load_i64(num_tokens_addr + 8 * virtual_rank)"
+    return f"{field} + virtual_rank * stride" if field.endswith("_addr") else field
+
+
+def cxx_kernel(near: str, file: str, function: str) -> CxxKernel:
+    """Return a C++ kernel of a file beside a module.
+
+    Args:
+        near: `__file__` of the module.
+        file: name of the file.
+        function: name of the function in namespace `ep`.
+    """
+    return CxxKernel(Path(near).resolve().parent / file, function)
