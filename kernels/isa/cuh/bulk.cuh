@@ -24,7 +24,7 @@ struct BulkState {
 };
 EP_SHARED BulkState bulk_state;
 // NUM_STAGES * STAGE_BYTES for each warp; a launch gives as much dynamic shared memory.
-extern EP_SHARED Vec bulk_stages[];
+EP_DYNAMIC_SHARED(Vec, bulk_stages);
 
 EP_FN void init_bulk() {
   const int warp = thread_index() / LANES;
