@@ -10,11 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-import numpy as np
-import numpy.typing as npt
-
 import host_build
 import host_world
+import numpy as np
+import numpy.typing as npt
 from host_build import ISA, Mutation, Sanitizer
 from host_world import BulkTimes, Outcome, Windows
 
@@ -126,8 +125,9 @@ def _table(programs: Programs, shape: tuple[int, int, int]) -> npt.NDArray[np.in
 
 
 @cache
-def _loaded(defines: tuple[str, ...]) -> ctypes.CDLL:
-    return ctypes.CDLL(str(host_build.library(source(), "run_steps", defines=defines)))
+def _loaded(defines: tuple[str, ...], mutation: Mutation | None) -> ctypes.CDLL:
+    library = host_build.library(source(), "run_steps", defines=defines, mutation=mutation)
+    return ctypes.CDLL(str(library))
 
 
 _SWITCHES = ("EP_BULK", "EP_GROUPS")
@@ -145,6 +145,7 @@ def launch(
     seed: int = 1,
     bulk_times: BulkTimes = "at_any_time",
     defines: Sequence[str] = (),
+    mutation: Mutation | None = None,
 ) -> tuple[Results, Outcome]:
     """Run programs in this process.
 
@@ -159,6 +160,7 @@ def launch(
         seed: order of turns.
         bulk_times: when bulk copies happen.
         defines: macros besides those for bulk copies and groups.
+        mutation: a mistake to make in a header.
 
     Returns:
         Results, int64 `(rank, block, warp, step, lane)`, and how it ended.
@@ -187,7 +189,7 @@ def launch(
     )
     world.params, world.report = params.ctypes.data, report.ctypes.data
     world.message = ctypes.addressof(message)
-    _loaded((*_SWITCHES, *defines)).ep_host_run(ctypes.byref(world))
+    _loaded((*_SWITCHES, *defines), mutation).ep_host_run(ctypes.byref(world))
     return results, host_world.outcome_of(message.raw, report.tolist())
 
 
