@@ -18,6 +18,7 @@ Form = Literal["fresh", "cached"]
 Granularity = Literal["rank", "selection"]
 Route = Literal["one_hop", "rail", "pxn"]
 Splits = Literal["exact", "padded", "gathered"]
+Impl = Literal["numba", "cupy", "library"]
 
 #: Regions that the harness owns: what a user passes in and gets back.
 INPUTS = ("x", "topk_idx", "topk_weights", "y")
@@ -94,6 +95,10 @@ class HostLaunch:
     call: Callable[[HostCall], None]
 
 
+#: Launches of an operation, in order.
+Launches = Callable[[Op, Form], tuple[KernelLaunch | HostLaunch, ...]]
+
+
 def accepts_all(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
     """Refuse nothing."""
     return None
@@ -128,14 +133,14 @@ class Protocol:
         hops: rounding steps of combine: 1, or 2 where nodes reduce first.
         is_baseline: whether it stands for a library.
         devices: what it runs on.
-        impl: what it is made of.
+        impl: what it is made of: Python by Numba, CUDA C++ that CuPy loads, or a library.
     """
 
     kernel: str
     variant: str
     summary: str
     regions: Callable[[Shape], dict[str, int]]
-    launches: Callable[[Op, Form], tuple[KernelLaunch | HostLaunch, ...]]
+    launches: Launches
     refuses: Callable[..., str | None] = accepts_all
     settings: Callable[[Shape], Mapping[str, int | str]] = no_settings
     knobs: tuple[Knob, ...] = ()
@@ -146,4 +151,4 @@ class Protocol:
     hops: Literal[1, 2] = 1
     is_baseline: bool = False
     devices: tuple[str, ...] = ("sim", "cpu")
-    impl: Literal["numba", "cupy", "library"] = "numba"
+    impl: Impl = "numba"

@@ -205,6 +205,7 @@ EP_FN void dispatch(const Params& p) {
     sync_block();
     next_row = next_rows[warp][lane_id()];
   }
+  rows.acquired();
   send_share(p, first, last, owners, next_row, rows);
   rows.finish();
   sync_block();

@@ -11,14 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from comms.cuda.toolchain import capability
-from kernels.protocol import CxxKernel, KernelLaunch
+from kernels.protocol import KernelLaunch
 
 _ISA = Path(__file__).resolve().parent
 _LANES = 32
 #: Shared memory of all warps for stages: what a block of Hopper may have less what else it keeps.
 _STAGES_BYTES = 208 * 1024
-#: Most of a warp: three stages of 4 KiB, or six of 2.
-_MOST_WARP_BYTES = 12288
+#: Most of a warp: three stages of 8 KiB, or twelve of 2.
+_MOST_WARP_BYTES = 24576
+#: Most warps of a block that have registers for eight loads in flight each; more warps need fewer.
+_FEW_WARPS = 16
 #: A warp's bytes are cut into three stages of whole lines of 128.
 _WARP_UNIT = 384
 #: Least architecture that copies in bulk; others copy by loads and stores.
@@ -72,6 +74,8 @@ def cxx_source(
     }
     if is_virtual:
         macros["EP_VIRTUAL"] = None
+    if num_warps > _FEW_WARPS:
+        macros["EP_MANY_WARPS"] = None
     fields = launch.params._fields
     return _SOURCE.format(
         defines="".join(
@@ -98,14 +102,3 @@ def argument(field: str, is_virtual: bool) -> str:
     if field == "num_tokens":
         return "ep::load_i64(num_tokens_addr + 8 * virtual_rank)"
     return f"{field} + virtual_rank * stride" if field.endswith("_addr") else field
-
-
-def cxx_kernel(near: str, file: str, function: str) -> CxxKernel:
-    """Return a C++ kernel of a file beside a module.
-
-    Args:
-        near: `__file__` of the module.
-        file: name of the file.
-        function: name of the function in namespace `ep`.
-    """
-    return CxxKernel(Path(near).resolve().parent / file, function)

@@ -47,6 +47,9 @@ class Fanout {
     for (int load = 0; load < NUM_STAGES - 1; ++load) load_next();
   }
 
+  // Orders what the block has acquired before what is written from now on.
+  EP_FN void acquired() { fence_to_bulk(); }
+
   // Writes the next row to `target` of each lane that `takes` it.
   EP_FN void send(bool takes, i64 target) {
 #pragma unroll 1
@@ -75,6 +78,8 @@ class Fanout {
   EP_FN void begin(i64 source, i64 num_rows, i64 row_bytes) {
     source_ = source, row_bytes_ = row_bytes;
   }
+
+  EP_FN void acquired() {}
 
   EP_FN void send(bool takes, i64 target) {
     const u32 takers = ballot(takes);
