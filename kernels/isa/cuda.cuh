@@ -281,6 +281,10 @@ EP_FN void bulk_wait() {
 EP_FN void bulk_wait_all() { bulk_wait<0>(); }
 // Orders what loads, stores and acquires have done before what the copy engine does.
 EP_FN void fence_to_bulk() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// The same for what was done to stages only.
+EP_FN void fence_stages_to_bulk() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 #endif
 
 }  // namespace ep

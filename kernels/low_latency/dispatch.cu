@@ -13,17 +13,17 @@
 // Send: the warp that has a stream lists its rows and sends entries and rows; then it adds to
 // `arrived[rank][part]` of the peer (release), after every `near_batch` or `far_batch` rows and to
 // make up 2^32 at the end. Receivers first add to `counted` of every rank: the words are the counts
-// themselves. The first receiver of a block acquires `counted` of all pairs and makes the block's
-// `begins` and `totals`; the others come after it by `group_sync`. Each receiver acquires `arrived`
-// for its rows and copies them to their places.
+// themselves, which is all that is read of them. Each receiver of a block awaits `counted` of a share
+// of the pairs; together they make the block's `begins` and `totals`, and meet by `group_sync` in
+// between. Each then acquires `arrived` for its rows and copies them to their places.
 //
 // It cannot deadlock: senders wait for their own copies only; receivers wait for `counted`, which
-// receivers send before they wait, for the first receiver of their block, and for `arrived`.
+// receivers send before they wait, for those of their block, and for `arrived`.
 // Launched apart, `dispatch_send` sends both.
 #include "cuh/copies.cuh"
-#include "cuh/lanes.cuh"
 #include "cuh/releases.cuh"
 #include "cuh/streams.cuh"
+#include "cuh/world.cuh"
 
 namespace ep {
 
@@ -151,25 +151,61 @@ EP_FN void send_counts(const Params& p, Team team, i64 epoch) {
   }
 }
 
+// Rows of the pairs that each warp of a block has seen counts of.
+EP_SHARED i32 seen_rows[NUM_WARPS];
+
+// Waits for this warp's share of the counts of all (expert, source) pairs, and writes where the rows
+// of each begin, after those of the share's first.
+EP_FN void await_counts(const Params& p, Team team, i64 first, i64 last, i64 begins, i64 epoch) {
+  const i64 wanted = ((epoch + 1) >> 1) * EPOCH;
+  const i64 counted = p.counted + 8 * (epoch & 1) * p.experts_per_rank * p.world_size;
+  i32 total = 0;
+  for (i64 begin = first; begin < last; begin += LANES) {
+    const i64 flag = counted + 8 * (begin + lane_id());
+    const bool exists = begin + lane_id() < last;
+    i64 word = wanted;
+    Patience patience;
+    for (u32 late = ALL_LANES; late != 0;) {
+      if (exists) word = load_acquire(own(flag));
+      late = ballot(word < wanted);
+      const i64 cause = late != 0 && lane_id() == 0 ? patience.spent() : 0;
+      leave_if(cause, counted + 8 * (begin + first_bit(late)), word, wanted, __LINE__);
+    }
+    const i32 count = static_cast<i32>(word);
+    const i32 before = sum_before(count);
+    if (exists) store_i32(begins + 4 * (begin + lane_id()), total + before);
+    total += sum_lanes(count);
+  }
+  if (lane_id() == 0) seen_rows[team.member] = total;
+}
+
 // Waits for all counts; writes where rows begin, how many each source sends, and `recv_counts`.
 EP_FN void lay_out(const Params& p, Team team, i64 epoch) {
   const i64 num_pairs = p.experts_per_rank * p.world_size;
   const i64 begins = p.begins_addr + block_index() * p.begins_bytes;
-  if (team.member == 0) {
-    const i64 counted = p.counted + 8 * (epoch & 1) * num_pairs;
-    wait_all(counted, 8, num_pairs, ((epoch + 1) >> 1) * EPOCH, __LINE__);
-    scan(own(counted), 8, num_pairs, begins);
-    for (i64 source = lane_id(); source < p.world_size; source += LANES) {
-      i32 total = 0;
-      for (i64 local = 0; local < p.experts_per_rank; ++local) {
-        const i64 pair = begins + 4 * (local * p.world_size + source);
-        const i32 count = load_i32(pair + 4) - load_i32(pair);
-        total += count;
-        if (block_index() == 0)
-          store_i32(p.recv_counts_addr + 4 * (source * p.experts_per_rank + local), count);
-      }
-      store_i32(p.totals_addr + block_index() * p.totals_bytes + 4 * source, total);
+  const i64 share = (num_pairs + team.size - 1) / team.size;
+  const i64 first = team.member * share, end = first + share;
+  const i64 last = end < num_pairs ? end : num_pairs;
+  await_counts(p, team, first, last, begins, epoch);
+  group_sync(1, team.size, __LINE__);
+  const i32 seen = lane_id() < team.size ? seen_rows[lane_id()] : 0;
+  const i32 before = shuffle(sum_before(seen), team.member), total = sum_lanes(seen);
+  for (i64 pair = first + lane_id(); pair < last; pair += LANES)
+    store_i32(begins + 4 * pair, before + load_i32(begins + 4 * pair));
+  if (team.member == 0 && lane_id() == 0) store_i32(begins + 4 * num_pairs, total);
+  group_sync(1, team.size, __LINE__);
+  for (i64 source = team.member; source < p.world_size; source += team.size) {
+    i32 sum = 0;
+    for (i64 local = lane_id(); local < p.experts_per_rank; local += LANES) {
+      const i64 pair = begins + 4 * (local * p.world_size + source);
+      const i32 count = load_i32(pair + 4) - load_i32(pair);
+      sum += count;
+      if (block_index() == 0)
+        store_i32(p.recv_counts_addr + 4 * (source * p.experts_per_rank + local), count);
     }
+    sum = sum_lanes(sum);
+    if (lane_id() == 0)
+      store_i32(p.totals_addr + block_index() * p.totals_bytes + 4 * source, sum);
   }
   group_sync(1, team.size, __LINE__);
 }

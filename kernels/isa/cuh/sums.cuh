@@ -101,6 +101,8 @@ EP_FN void add_lists(Source& source, u32 begin, u32 end) {
         const u32 first = left == rows.lanes ? FIRST_ROW : 0;
         const u32 last = (left & (left - 1)) == 0 ? LAST_ROW : 0;
         records[loading.stage] = {rows.out + column, weight, size | first | last};
+        // The stage has been read.
+        fence_stages_to_bulk();
         ring.load(loading, address, size);
       }
       loading.advance();
