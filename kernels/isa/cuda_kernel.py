@@ -21,7 +21,7 @@ import kernels.isa as specification
 from comms.cuda.cubins import Cubin, kept
 from comms.cuda.toolchain import capability, compile_cxx, link
 from kernels.isa.bind import bind, global_names, instruction, parse
-from kernels.isa.cxx_kernel import BULK_FROM, argument, cxx_source, warp_bytes
+from kernels.isa.cxx_kernel import BULK_FROM, area_bytes, argument, cxx_source
 from kernels.isa.compile_errors import telling_compile_errors
 from kernels.protocol import KernelLaunch
 
@@ -143,7 +143,7 @@ def entry_source(
 def _warp_bytes(launch: KernelLaunch, num_warps: int, arch: str) -> int:
     """Return the shared memory that a launch gives each warp for bulk copies."""
     if launch.cxx is not None:
-        return warp_bytes(num_warps, arch)
+        return area_bytes(num_warps, arch)
     has_bulk = capability(arch) >= BULK_FROM
     return BULK_BYTES if has_bulk and "copy_row_bulk" in _instructions(launch.kernel) else 0
 

@@ -15,14 +15,14 @@ from kernels.protocol import KernelLaunch
 
 _ISA = Path(__file__).resolve().parent
 _LANES = 32
-#: Shared memory of all warps for stages: what a block of Hopper may have less what else it keeps.
-_STAGES_BYTES = 208 * 1024
-#: Most of a warp: three stages of 8 KiB, or twelve of 2.
-_MOST_WARP_BYTES = 24576
+#: Shared memory of all warps: what a block of Hopper may have less what else it keeps.
+_AREAS_BYTES = 216 * 1024
+#: Most of a warp: three stages of 8 KiB, or twelve of 2, and what is known of them.
+_MOST_AREA_BYTES = 24576 + 384
 #: Most warps of a block that have registers for eight loads in flight each; more warps need fewer.
 _FEW_WARPS = 16
-#: A warp's bytes are cut into three stages of whole lines of 128.
-_WARP_UNIT = 384
+#: A warp's area is three stages of whole lines of 128, and 384 more bytes.
+_AREA_UNIT = 384
 #: Least architecture that copies in bulk; others copy by loads and stores.
 BULK_FROM = (9, 0)
 
@@ -46,12 +46,11 @@ extern "C" __global__ void __launch_bounds__({num_threads}, 1)
 """
 
 
-def warp_bytes(num_warps: int, arch: str) -> int:
-    """Return the shared memory that each warp of a block has for stages, none without bulk copies."""
+def area_bytes(num_warps: int, arch: str) -> int:
+    """Return the shared memory that each warp of a block has, none without bulk copies."""
     if capability(arch) < BULK_FROM:
         return 0
-    share = _STAGES_BYTES // num_warps // _WARP_UNIT * _WARP_UNIT
-    return min(share, _MOST_WARP_BYTES)
+    return min(_AREAS_BYTES // num_warps // _AREA_UNIT * _AREA_UNIT, _MOST_AREA_BYTES)
 
 
 def cxx_source(
@@ -69,7 +68,7 @@ def cxx_source(
     assert launch.cxx is not None
     macros: dict[str, int | None] = {
         "EP_NUM_WARPS": num_warps,
-        "EP_WARP_BYTES": warp_bytes(num_warps, arch),
+        "EP_AREA_BYTES": area_bytes(num_warps, arch),
         "EP_GROUPS": None,
     }
     if is_virtual:

@@ -20,7 +20,7 @@ struct CopyRecord {
   u32 num_bytes, unused;
 };
 constexpr u32 NUM_RECORDS = 8;
-EP_SHARED CopyRecord copy_records[NUM_WARPS][NUM_RECORDS];
+static_assert(sizeof(CopyRecord) * NUM_RECORDS <= RECORDS_BYTES);
 
 class Copies {
   static constexpr int NUM_STAGES = 3;
@@ -35,7 +35,7 @@ class Copies {
   u32 num_loaded_ = 0, num_stored_ = 0, num_written_ = 0;  // chunks
 
   EP_FN CopyRecord* record_of(u32 chunk) const {
-    return &copy_records[warp_index()][chunk % NUM_RECORDS];
+    return warp_records<CopyRecord>() + chunk % NUM_RECORDS;
   }
 
   // The oldest chunk that was not known to be written is.
@@ -47,7 +47,7 @@ class Copies {
   }
 
   EP_FN i64 store_next() {
-    const i64 cause = ring_.await(storing_);
+    const i64 cause = ring_.await_alone(storing_);
     if (cause != 0) return cause;
     const CopyRecord* record = record_of(num_stored_);
     bulk_store(record->target, ring_.at_place(storing_), record->num_bytes);

@@ -54,7 +54,7 @@ class Fanout {
   EP_FN void send(bool takes, i64 target) {
 #pragma unroll 1
     for (u32 begin = 0; begin < row_bytes_; begin += chunk_bytes_) {
-      leave_if(ring_.await(sending_), NO_FLAG, 0, begin, 0);
+      ring_.await(sending_);
       if (takes) bulk_store(target + begin, ring_.at_place(sending_), size_at(begin));
       bulk_commit();
       sending_.advance();

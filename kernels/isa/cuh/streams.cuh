@@ -58,7 +58,7 @@ class ExpertCounts {
   i32* counts_;
 
  public:
-  EP_FN explicit ExpertCounts(i64) : counts_(static_cast<i32*>(warp_memory())) {}
+  EP_FN explicit ExpertCounts(i64) : counts_(reinterpret_cast<i32*>(warp_memory())) {}
   EP_FN i32 get(int expert) const { return counts_[expert]; }
   EP_FN void set(int expert, i32 count) const { counts_[expert] = count; }
 #else

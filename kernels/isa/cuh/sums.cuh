@@ -3,8 +3,7 @@
 // With bulk copies rows are cut into pieces of PIECE_BYTES, which pass through all of the warp's
 // stages: each piece that has been added makes room for the load of another, up to several tokens
 // ahead. A record in shared memory says what a stage's piece is, so that whoever adds needs to know
-// nothing of lists. A sum starts from -0: adding -0 changes no number, and no first row needs code of
-// its own. Without bulk copies rows are added from registers (rows.cuh).
+// nothing of lists. Without bulk copies rows are added from registers (rows.cuh).
 //
 // Lists come from a `Source`:
 //   bool at_end() const            no list is left
@@ -44,7 +43,7 @@ EP_FN void write_zeros(i64 out, i64 begin, i64 end) {
 // Registers of a block of more warps do not hold the sums of four steps.
 constexpr int PIECE_STEPS = NUM_WARPS <= 16 ? 4 : 2;
 constexpr u32 PIECE_BYTES = PIECE_STEPS * STEP_BYTES;
-constexpr int NUM_PIECES = WARP_BYTES / PIECE_BYTES;
+constexpr int NUM_PIECES = smaller(WARP_BYTES / PIECE_BYTES, MAX_STAGES);
 
 // What the piece in a stage is; `num_bytes` has bits for the first and the last row of a list.
 struct PieceRecord {
@@ -53,15 +52,15 @@ struct PieceRecord {
   u32 num_bytes;
 };
 constexpr u32 FIRST_ROW = 1u << 30, LAST_ROW = 1u << 31, SIZE_MASK = FIRST_ROW - 1;
-EP_SHARED PieceRecord piece_records[NUM_WARPS][NUM_PIECES];
+static_assert(NUM_PIECES <= MAX_STAGES && sizeof(PieceRecord) * NUM_PIECES <= RECORDS_BYTES);
 
 template <bool WEIGHTED>
-EP_FN void add_piece(Sums (&sums)[PIECE_STEPS], const char* stage, float weight) {
+EP_FN void add_piece(Sums (&sums)[PIECE_STEPS], const char* stage, float weight, bool is_first) {
   const Vec* vecs = reinterpret_cast<const Vec*>(stage) + lane_id();
 #pragma unroll
   for (int step = 0; step < PIECE_STEPS; ++step)
     // Behind the end of a short piece lies what nobody writes out.
-    add_vec<WEIGHTED>(sums[step], vecs[step * LANES], weight, false);
+    add_vec<WEIGHTED>(sums[step], vecs[step * LANES], weight, is_first);
 }
 
 // Adds the lists of a source over bytes `begin` to `end` of their rows.
@@ -71,7 +70,7 @@ EP_FN void add_lists(Source& source, u32 begin, u32 end) {
   Ring ring;
   typename Ring::Place loading, adding;
   ring.init();
-  PieceRecord* records = piece_records[warp_index()];
+  PieceRecord* records = warp_records<PieceRecord>();
   Sums sums[PIECE_STEPS];
   Rows rows = {};
   u32 left = 0, column = end;  // of the list that is being loaded
@@ -113,11 +112,11 @@ EP_FN void add_lists(Source& source, u32 begin, u32 end) {
     if (num_loaded == 0) return;
     sync_warp();
     const PieceRecord record = records[adding.stage];
-    leave_if(ring.await(adding), NO_FLAG, 0, record.num_bytes & SIZE_MASK, 0);
+    ring.await(adding);
     if (record.num_bytes & FIRST_ROW)
-      for (auto& sum : sums)
-        for (float& value : sum.values) value = -0.f;
-    add_piece<WEIGHTED>(sums, ring.at_place(adding), record.weight);
+      add_piece<WEIGHTED>(sums, ring.at_place(adding), record.weight, true);
+    else
+      add_piece<WEIGHTED>(sums, ring.at_place(adding), record.weight, false);
     if (record.num_bytes & LAST_ROW) {
       Vec rounded[PIECE_STEPS];
 #pragma unroll
