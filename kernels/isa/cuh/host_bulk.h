@@ -28,6 +28,7 @@ EP_FN void bulk_wait() {
 }
 EP_FN void bulk_wait_all() { host::bulk_wait(0); }
 EP_FN void fence_to_bulk() { host::fence_to_bulk(); }
+EP_FN void fence_stages_to_bulk() { host::fence_to_bulk(); }
 
 }  // namespace ep
 
