@@ -66,9 +66,7 @@ def find_protocol(
         UsageError: there is no such kernel or variant, or not in CUDA C++.
     """
     everything = source.protocols if source else _protocols(kernel)
-    known = [
-        each for each in everything if source or (each.impl == "cupy") == (impl == "cupy")
-    ]
+    known = [each for each in everything if source or (each.impl == "cupy") == (impl == "cupy")]
     for protocol in known:
         if protocol.variant == variant:
             return protocol

@@ -21,8 +21,8 @@ import kernels.isa as specification
 from comms.cuda.cubins import Cubin, kept
 from comms.cuda.toolchain import capability, compile_cxx, link
 from kernels.isa.bind import bind, global_names, instruction, parse
-from kernels.isa.cxx_kernel import BULK_FROM, area_bytes, argument, cxx_source
 from kernels.isa.compile_errors import telling_compile_errors
+from kernels.isa.cxx_kernel import BULK_FROM, area_bytes, argument, cxx_source
 from kernels.protocol import KernelLaunch
 
 _ISA = Path(__file__).resolve().parent
