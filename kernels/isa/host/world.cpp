@@ -54,8 +54,8 @@ void poison_variables(void* inside) {
       inside);
 }
 
-// Waits for the other blocks: all are there together, as on a GPU that has room for them. For
-// ThreadSanitizer, which takes who comes after the end of another for the same, that orders nothing.
+// Waits for the other blocks: all are there together, as on a GPU that has room for them, and
+// ThreadSanitizer takes none for another that has ended. To it this orders nothing.
 static void meet_blocks(const World& world, int& count) {
   __atomic_fetch_add(&count, 1, __ATOMIC_ACQ_REL);
   while (__atomic_load_n(&count, __ATOMIC_ACQUIRE) < world.num_ranks * world.num_blocks)
