@@ -222,6 +222,44 @@ def test_a_stack_that_is_overrun_ends_the_program() -> None:
     assert outcome.found == "the program ended with -11"
 
 
+_FENCES = """
+#include "cuda.cuh"
+using namespace ep;
+
+// Block 0 writes and tells; block 1 is told and reads. Only fences order what they do.
+extern "C" __global__ void fences(i64 flag, i64 data, i64 leave_out) {
+  if (lane_id() != 0) return;
+  if (block_index() == 0) {
+    store_i64(data, 7);
+    if (leave_out != 1) fence_system();
+    if (leave_out == 2) store_i64(data, 7);
+    store_relaxed(flag, 1);
+  } else {
+    while (load_relaxed(flag) == 0) {
+    }
+    if (leave_out != 3) fence_system();
+    store_i64(data + 8, load_i64(data));
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("leave_out", [0, 1, 2, 3])
+def test_fences_order_what_is_before_and_after(leave_out: int) -> None:
+    memory = windows(1, WINDOW_BYTES)
+    params = [(address_of(memory, 0, 64), address_of(memory, 0, 128), leave_out)]
+    outcome = run(
+        _FENCES,
+        "fences",
+        num_blocks=2,
+        num_warps=1,
+        params=params,
+        windows=memory,
+        sanitizer="thread",
+    )
+    assert ("data race" in outcome.found) == (leave_out != 0), outcome
+
+
 def test_parameters_are_as_many_as_the_kernel_takes() -> None:
     memory = windows(1, WINDOW_BYTES)
     outcome = run(_MISUSE, "misuse", num_blocks=1, num_warps=1, params=[(0,)], windows=memory)

@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include <cstdlib>
+#include <iterator>
 #include <new>
 
 #if defined(EP_TSAN) || defined(EP_ASAN)
@@ -240,7 +241,13 @@ i64 nanoseconds() {
 // ThreadSanitizer knows no fences. A relaxed write that follows one is made by an actor that knows
 // what the lane had done before the fence, and nothing later.
 #ifdef EP_TSAN
+void has_loaded(const i64* word) {
+  Lane& me = *current;
+  me.loaded[me.num_loaded++ % std::size(me.loaded)] = const_cast<i64*>(word);
+}
 void fence() {
+  for (void* word : current->loaded)
+    if (word != nullptr) acquired(word);
   released(&current->fenced);
   current->has_fenced = true;
 }
@@ -253,6 +260,7 @@ bool begin_covered() {
 }
 void end_covered() { current->coverer.exit(); }
 #else
+void has_loaded(const i64*) {}
 void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 bool begin_covered() { return false; }
 void end_covered() {}
