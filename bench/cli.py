@@ -1,4 +1,4 @@
-"""The command line: `epbench run`, `tune`, `trace`, `validate`, `show`, `list` and `doctor`.
+"""The command line: `epbench run`, `tune`, `trace`, `validate`, `asm`, `show`, `list`, `doctor`.
 
 Every ending is one sentence on stderr and a documented exit code. What takes long to import is
 imported by the command that needs it.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bench.asm.command import OPTIONS as ASM_OPTIONS
 from bench.card_options import CARD_OPTIONS, profiling, refuse_card_flags
 from bench.options import COUNTS, GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS, TRACE_OPTIONS
 from bench.resolve import resolve, timing_of
@@ -216,6 +217,24 @@ def validate(context: click.Context, /, **_: object) -> int:
     )
 
 
+@cli.command(params=[*ASM_OPTIONS, _TRACEBACK])
+@click.pass_context
+def asm(context: click.Context, /, **_: object) -> None:
+    """Compile kernels for GPUs and tell what the machine code says; no GPU is needed.
+
+    KERNEL is a name as `epbench run` takes it: direct, direct/push, path/to/file.py:name. Told are
+    registers and memory, what an SM holds, how wide accesses are, what orders them, and what the
+    loop that moves rows costs and has under way.
+    """
+    from bench.asm.command import asm as run_asm
+
+    def say(text: str) -> None:
+        with _stdout():
+            sys.stdout.write(text)
+
+    run_asm(context, say, lambda page: _print_page(page, written=[]))
+
+
 @cli.command(params=[_TRACEBACK])
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--markdown", is_flag=True, help="As Markdown tables.")
@@ -321,12 +340,12 @@ def _trace(settings: _Settings) -> None:
 
 def _refuse(sentence: str, exit_code: int) -> int:
     """Say why there is no result; of several ranks the first speaks."""
-    from comms.mpi.launched import launched
+    from comms.mpi.launched import launched, let_first_speak
 
+    let_first_speak()
     started = launched()
-    if started is not None and started.rank > 0:
-        return exit_code
-    say(sentence)
+    if started is None or started.rank == 0:
+        say(sentence)
     return exit_code
 
 

@@ -20,6 +20,7 @@ from kernels.protocol import (
     Form,
     Granularity,
     HostLaunch,
+    Impl,
     KernelLaunch,
     Op,
     Protocol,
@@ -83,7 +84,7 @@ def _check_fields(protocol: Protocol) -> None:
         ("splits", get_args(Splits)),
         ("route", get_args(Route)),
         ("hops", (1, 2)),
-        ("impl", ("numba", "cupy", "library")),
+        ("impl", get_args(Impl)),
         ("pulls", (True, False)),
     ):
         value = getattr(protocol, name)

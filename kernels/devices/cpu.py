@@ -19,7 +19,7 @@ from comms.cpu.program import MEET, Place, Program
 from comms.errors import RuntimeFailure
 from comms.memory import Layout, huge
 from comms.mpi.collectives import HostMemory, MpiCollectives
-from comms.mpi.ranks import Ranks, cores
+from comms.mpi.ranks import Ranks, cores, meet_asleep
 from comms.mpi.window import SharedWindows
 from kernels import packing
 from kernels.devices import MAX_CPU_SMS as MAX_SMS
@@ -62,7 +62,7 @@ class CpuDevice(MeasuredDevice):
         # The first rank compiles for all; the others find the result on the disk.
         if ranks.rank == 0:
             self._compile()
-        ranks.comm.Barrier()
+        meet_asleep(ranks)
         self._compile()
         regions = {**user_regions(protocol, world), **protocol.regions(shape), _RENDEZVOUS: 8}
         self.windows = SharedWindows(Layout(regions), ranks)

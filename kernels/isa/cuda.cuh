@@ -34,6 +34,8 @@ struct alignas(16) Vec {
 #define EP_COLD_FN __device__ __noinline__
 #define EP_CONSTANT __constant__
 #define EP_SHARED __shared__
+// Shared memory whose size a launch gives.
+#define EP_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 
 namespace ep {
 
@@ -63,6 +65,7 @@ EP_FN float shuffle(float value, int lane) { return __shfl_sync(ALL_LANES, value
 EP_FN i32 shuffle_up(i32 value, int distance) { return __shfl_up_sync(ALL_LANES, value, distance); }
 EP_FN i64 shuffle_xor(i64 value, int mask) { return __shfl_xor_sync(ALL_LANES, value, mask); }
 EP_FN u32 or_lanes(u32 value) { return __reduce_or_sync(ALL_LANES, value); }
+EP_FN i32 sum_lanes(i32 value) { return __reduce_add_sync(ALL_LANES, value); }
 EP_FN float max_lanes(float value) {
   for (int mask = LANES / 2; mask > 0; mask /= 2)
     value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, mask));
@@ -70,6 +73,7 @@ EP_FN float max_lanes(float value) {
 }
 EP_FN int count_bits(u32 bits) { return __popc(bits); }
 EP_FN int first_bit(u32 bits) { return __ffs(bits) - 1; }
+EP_FN u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
 
 // Words that ranks share.
 EP_FN i64 load_relaxed(i64 address) {
@@ -269,10 +273,18 @@ template <int PENDING>
 EP_FN void bulk_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
-// Waits until everything that this lane stored has been written, and is visible to it.
-EP_FN void bulk_wait_all() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+// Waits until at most `PENDING` groups of this lane have not been written, and visible to it.
+template <int PENDING>
+EP_FN void bulk_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+EP_FN void bulk_wait_all() { bulk_wait<0>(); }
 // Orders what loads, stores and acquires have done before what the copy engine does.
 EP_FN void fence_to_bulk() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// The same for what was done to stages only.
+EP_FN void fence_stages_to_bulk() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 #endif
 
 }  // namespace ep

@@ -22,17 +22,18 @@ from comms.cuda.cubins import Cubin, kept
 from comms.cuda.toolchain import capability, compile_cxx, link
 from kernels.isa.bind import bind, global_names, instruction, parse
 from kernels.isa.compile_errors import telling_compile_errors
+from kernels.isa.cxx_kernel import BULK_FROM, area_bytes, argument, cxx_source
 from kernels.protocol import KernelLaunch
 
 _ISA = Path(__file__).resolve().parent
 _LANES = 32
-#: Bytes of shared memory that a warp's bulk copies go through: NUM_STAGES * STAGE_BYTES of
-#: `cuh/bulk.cuh`.
-BULK_BYTES = 2 * 4096
+#: Stages in shared memory that a warp's bulk copies go through: NUM_STAGES and STAGE_BYTES of
+#: `cuh/bulk.cuh`, which are smaller where a block has so many warps that 227 KB do not suffice.
+_NUM_STAGES = 2
+_STAGE_BYTES = 4096
+_MANY_WARPS_STAGE_BYTES = 3072
 #: Most warps of a block that have registers for eight loads in flight each; more warps need fewer.
 _FEW_WARPS = 24
-#: Least architecture that copies in bulk; others copy by loads and stores.
-_BULK_FROM = (9, 0)
 
 _ENTRY = """\
 {defines}#include "cuh/exports.cuh"
@@ -70,14 +71,12 @@ def compile_kernel(
         UsageError: the kernel does not compile.
         RuntimeFailure: a compiler is missing or refuses what it is given.
     """
-    used = _instructions(launch.kernel)
-    has_bulk = "copy_row_bulk" in used and capability(arch) >= _BULK_FROM
     whose = [(thing.__module__, thing.__qualname__) for thing in (launch.kernel, launch.params)]
-    options = (launch.name, whose, num_warps, arch, is_virtual, line_info)
+    options = (launch.name, whose, launch.cxx, num_warps, arch, is_virtual, line_info)
 
     def build() -> Cubin:
         begun = time.monotonic()
-        parts = _parts(launch, num_warps, used, arch, is_virtual, line_info)
+        parts = _parts(launch, num_warps, arch, is_virtual, line_info)
         code = link(parts, arch=arch, name=launch.name, line_info=line_info)
         return Cubin(
             name=launch.name,
@@ -85,7 +84,7 @@ def compile_kernel(
             code=code,
             entry=_entry_name(launch),
             num_threads=_LANES * num_warps,
-            shared_bytes=BULK_BYTES * num_warps if has_bulk else 0,
+            shared_bytes=num_warps * _warp_bytes(launch, num_warps, arch),
             compile_s=time.monotonic() - begun,
         )
 
@@ -94,20 +93,21 @@ def compile_kernel(
 
 def ptx_of(launch: KernelLaunch, num_warps: int, *, arch: str, is_virtual: bool = False) -> str:
     """Return the PTX of a launch's kernel after it was linked and optimised."""
-    parts = _parts(launch, num_warps, _instructions(launch.kernel), arch, is_virtual, False)
+    parts = _parts(launch, num_warps, arch, is_virtual, False)
     return link(parts, arch=arch, name=launch.name, target="ptx").decode().rstrip("\0")
 
 
 def _parts(
-    launch: KernelLaunch,
-    num_warps: int,
-    used: frozenset[str],
-    arch: str,
-    is_virtual: bool,
-    line_info: bool,
+    launch: KernelLaunch, num_warps: int, arch: str, is_virtual: bool, line_info: bool
 ) -> list[bytes]:
     """Return the kernel and its entry with the instructions, as code for the linker."""
-    source = entry_source(launch, num_warps, used, is_virtual=is_virtual)
+    if launch.cxx is not None:
+        name = f"{launch.cxx.file.parent.name}/{launch.cxx.file.name}"
+        source = cxx_source(
+            launch, num_warps, arch=arch, entry=_entry_name(launch), is_virtual=is_virtual
+        )
+        return [compile_cxx(source, arch=arch, include=_ISA, name=name, line_info=line_info)]
+    source = entry_source(launch, num_warps, _instructions(launch.kernel), is_virtual=is_virtual)
     entry = compile_cxx(
         source, arch=arch, include=_ISA, name=f"{launch.name}.cu", line_info=line_info
     )
@@ -140,19 +140,17 @@ def entry_source(
         num_threads=_LANES * num_warps,
         name=_entry_name(launch),
         parameters=", ".join(f"i64 {field}" for field in fields),
-        arguments=", ".join(_argument(field, is_virtual) for field in fields),
+        arguments=", ".join(argument(field, is_virtual) for field in fields),
     )
 
 
-def _argument(field: str, is_virtual: bool) -> str:
-    """Return what a parameter is for a virtual rank: of those on a GPU only these differ."""
-    if not is_virtual:
-        return field
-    if field == "rank":
-        return "rank + virtual_rank"
-    if field == "num_tokens":
-        return "ep::load_i64(num_tokens_addr + 8 * virtual_rank)"
-    return f"{field} + virtual_rank * stride" if field.endswith("_addr") else field
+def _warp_bytes(launch: KernelLaunch, num_warps: int, arch: str) -> int:
+    """Return the shared memory that a launch gives each warp for bulk copies."""
+    if launch.cxx is not None:
+        return area_bytes(num_warps, arch)
+    if capability(arch) < BULK_FROM or "copy_row_bulk" not in _instructions(launch.kernel):
+        return 0
+    return _NUM_STAGES * (_STAGE_BYTES if num_warps <= _FEW_WARPS else _MANY_WARPS_STAGE_BYTES)
 
 
 def _entry_name(launch: KernelLaunch) -> str:

@@ -22,8 +22,7 @@ EP_FN u32 to_e4m3(float value) {
   }
   const u32 odd = magnitude >> 20 & 1u;
   const u32 rounded = (magnitude + 0x7ffffu + odd) >> 20;
-  const u32 code = rounded - ((127u - 7u) << 3);
-  return sign | (code > 0x7eu ? 0x7eu : code);
+  return sign | (rounded - ((127u - 7u) << 3));
 }
 EP_FN u32 to_e4m3x2(float low, float high) { return to_e4m3(low) | to_e4m3(high) << 8; }
 #endif
