@@ -2,10 +2,13 @@
 
 The kernels before and after are those of `kernels.packing`, on all SMs. Counts are exchanged
 between the GPUs and then read by the host, which names the size of each message to NCCL: that wait
-is part of the time, as it is in frameworks. `dedup` and `selection` send and receive by one group
-of ncclSend and ncclRecv for rows, ids and weights. `padded` does by ncclAlltoAll, with all messages
-as long as the longest; `copy_engine` likewise without an SM, by the GPUs' copy engines, where both
-buffers lie in windows that NCCL knows.
+is part of the time, as it is in frameworks. It is hidden as far as it can be: counts travel before
+rows are packed, and the host waits for them alone (`sizes`), except where packing needs them.
+
+`dedup` and `selection` send and receive by one group of ncclSend and ncclRecv for rows, ids and
+weights. `padded` does by ncclAlltoAll, with all messages as long as the longest; `copy_engine`
+likewise without an SM, by the GPUs' copy engines, where both buffers lie in windows that NCCL
+knows.
 
 `allgather` sends every token to every rank. Its combine exchanges `num_tokens` rows between every
 two ranks and adds them at the source, by ascending rank, in FP32, rounded once: the sum that all
