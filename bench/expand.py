@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bench.cases import CaseSpec
 from bench.grid import Grid, default_grid
 from comms.errors import UsageError
-from comms.fabric import load_fabric
+from comms.fabric import ONE_CARD, load_fabric
 from kernels.devices import MAX_CPU_SMS
 
 if TYPE_CHECKING:
@@ -92,9 +92,13 @@ def _expand_one(grid: Grid) -> list[CaseSpec]:
 def _refuse_axes(grid: Grid) -> None:
     """Refuse axes that a device does not have."""
     expected = default_grid(grid.device)
+    if grid.device != "cuda" and ONE_CARD in grid.fabric:
+        raise UsageError(f"fabric {ONE_CARD} is for device cuda, not for {grid.device}")
     if grid.device == "sim":
         return
-    for axis in ("fabric", "sm_copy", "skew_us", "prefix"):
+    # On GPUs a fabric tells the bounds, and is refused where they are others.
+    fabric = () if grid.device == "cuda" else ("fabric",)
+    for axis in (*fabric, "sm_copy", "skew_us", "prefix"):
         value, only = getattr(grid, axis), getattr(expected, axis)
         if value != only:
             got = ",".join(map(str, value)) if isinstance(value, tuple) else value

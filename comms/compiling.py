@@ -10,7 +10,7 @@ import hashlib
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 import numba
 
 from comms.errors import UsageError
+from comms.parts import kept_part
 from comms.sources import digest_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 #: Folders of earlier sources that are kept, so that switching branches does not compile again.
-_KEPT = 8
+_KEPT = 12
 
 
 def use_cache(extra_sources: tuple[Path, ...] = ()) -> Path:
@@ -38,18 +39,23 @@ def use_cache(extra_sources: tuple[Path, ...] = ()) -> Path:
         UsageError: the folder cannot be written.
     """
     folder = _project_folder()
-    outside = [path for path in extra_sources if path.resolve() not in _project_sources()]
+    outside = outside_of_project(extra_sources)
     if outside:
-        folder = _keep(folder / "outside", digest_of(outside))
+        folder = keep_folder(folder / "outside", digest_of(outside))
     numba.config.CACHE_DIR = str(folder)
     return folder
+
+
+def outside_of_project(sources: Sequence[Path]) -> list[Path]:
+    """Return the files that are none of the project's own."""
+    return [path for path in sources if path.resolve() not in _project_sources()]
 
 
 @cache
 def _project_sources() -> frozenset[Path]:
     """Return the project's files; examples are for trying things and count as outside."""
-    found = {*_ROOT.glob("comms/**/*.py"), *_ROOT.glob("kernels/**/*.py")}
-    return frozenset(found - {*_ROOT.glob("kernels/examples/*.py")})
+    found = {*ROOT.glob("comms/**/*.py"), *ROOT.glob("kernels/**/*.py")}
+    return frozenset(found - {*ROOT.glob("kernels/examples/*.py")})
 
 
 @cache
@@ -60,10 +66,10 @@ def _project_folder() -> Path:
     for package in ("numba", "llvmlite", "numpy"):
         digest.update(version(package).encode())
     digest.update(f"{sys.version_info[:3]} {platform.machine()}".encode())
-    return _keep(_ROOT / ".cache", digest.hexdigest()[:16])
+    return keep_folder(ROOT / ".cache", digest.hexdigest()[:16])
 
 
-def _keep(base: Path, name: str) -> Path:
+def keep_folder(base: Path, name: str) -> Path:
     """Make a folder and mark it as used; take away those that were used longest ago."""
     folder = base / name
     try:
@@ -94,8 +100,5 @@ def inner(function: F) -> F:
     Division by zero is the caller's to exclude.
     """
     use_cache()
-    compiled: F = _inner(function)
+    compiled: F = kept_part(function, error_model="numpy")
     return compiled
-
-
-_inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy", cache=True)

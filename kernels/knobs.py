@@ -36,13 +36,14 @@ class Knob:
         return self.default if isinstance(self.default, int) else self.default(shape)
 
 
-def too_many_warps(what: str, num_warps: int) -> str | None:
+def too_many_warps(what: str, num_warps: int, most: int = MAX_BLOCK_WARPS) -> str | None:
     """Return why a block cannot have so many warps, or None.
 
     Args:
         what: the knobs that make up the number, for example `push_warps + reduce_warps`.
         num_warps: warps of the block.
+        most: what a block takes.
     """
-    if num_warps <= MAX_BLOCK_WARPS:
+    if num_warps <= most:
         return None
-    return f"{what} must be at most {MAX_BLOCK_WARPS}, the warps of a block, got {num_warps}"
+    return f"{what} must be at most {most}, the warps of a block, got {num_warps}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
@@ -19,6 +20,7 @@ Form = Literal["fresh", "cached"]
 Granularity = Literal["rank", "selection"]
 Route = Literal["one_hop", "rail", "pxn"]
 Splits = Literal["exact", "padded", "gathered"]
+Impl = Literal["numba", "cupy", "library"]
 
 #: Largest of the whole numbers that `Protocol.whole_numbers` asks for, down to its negative.
 MOST_WHOLE = 7
@@ -26,6 +28,19 @@ MOST_WHOLE = 7
 INPUTS = ("x", "topk_idx", "topk_weights", "y")
 DISPATCH_OUTPUTS = ("recv_x", "recv_topk_idx", "recv_topk_weights", "recv_counts")
 COMBINE_OUTPUTS = ("out",)
+
+
+@dataclass(frozen=True, slots=True)
+class CxxKernel:
+    """A kernel of CUDA C++, which does what a launch's function of Python does.
+
+    Attributes:
+        file: defines `void function(const Params& p)` in namespace `ep`.
+        function: its name.
+    """
+
+    file: Path
+    function: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +53,7 @@ class KernelLaunch:
         params: named tuple class, all int64, filled by field name.
         num_warps: warps of each block, or what works them out from a shape.
         sms: `"comm"` for the reserved SMs, `"all"` for every SM of the GPU.
+        cxx: what runs instead of `kernel` where the protocol is of CUDA C++.
     """
 
     name: str
@@ -45,6 +61,7 @@ class KernelLaunch:
     params: type[Any]
     num_warps: int | Callable[[Shape], int]
     sms: Literal["comm", "all"] = "comm"
+    cxx: CxxKernel | None = None
 
     def warps(self, shape: Shape) -> int:
         """Return the warps of each block for a shape."""
@@ -95,6 +112,10 @@ class HostLaunch:
     waits: bool = True
 
 
+#: Launches of an operation, in order.
+Launches = Callable[[Op, Form], tuple[KernelLaunch | HostLaunch, ...]]
+
+
 def accepts_all(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
     """Refuse nothing."""
     return None
@@ -129,7 +150,7 @@ class Protocol:
         hops: rounding steps of combine: 1, or 2 where nodes reduce first.
         is_baseline: whether it stands for a library.
         devices: what it runs on.
-        impl: what it is made of.
+        impl: what it is made of: Python by Numba, CUDA C++ that CuPy loads, or a library.
         library: the library that its host launches call on a shape; None where it has none.
         whole_numbers: whether combine rounds as a library likes: then its rows are small whole
             numbers, whose sums are the same in any order.
@@ -139,7 +160,7 @@ class Protocol:
     variant: str
     summary: str
     regions: Callable[[Shape], dict[str, int]]
-    launches: Callable[[Op, Form], tuple[KernelLaunch | HostLaunch, ...]]
+    launches: Launches
     refuses: Callable[..., str | None] = accepts_all
     settings: Callable[[Shape], Mapping[str, int | str]] = no_settings
     knobs: tuple[Knob, ...] = ()
@@ -149,7 +170,7 @@ class Protocol:
     pulls: bool = False
     hops: Literal[1, 2] = 1
     is_baseline: bool = False
-    devices: tuple[str, ...] = ("sim", "cpu")
-    impl: Literal["numba", "cupy", "library"] = "numba"
+    devices: tuple[str, ...] = ("sim", "cpu", "cuda")
+    impl: Impl = "numba"
     library: "Callable[[Shape], Wanted] | None" = None
     whole_numbers: bool = False

@@ -20,6 +20,7 @@ from kernels.protocol import (
     Form,
     Granularity,
     HostLaunch,
+    Impl,
     KernelLaunch,
     Op,
     Protocol,
@@ -30,7 +31,7 @@ from kernels.shape import Shape
 
 _OWNED = (*INPUTS, *DISPATCH_OUTPUTS, *COMBINE_OUTPUTS)
 _HALVES: tuple[Op, ...] = ("dispatch", "combine")
-_DEVICES = ("sim", "cpu")
+_DEVICES = ("sim", "cpu", "cuda")
 
 
 def refuse_malformed(source: KernelFile, variant: str, shape: Shape) -> None:
@@ -83,7 +84,7 @@ def _check_fields(protocol: Protocol) -> None:
         ("splits", get_args(Splits)),
         ("route", get_args(Route)),
         ("hops", (1, 2)),
-        ("impl", ("numba", "cupy", "library")),
+        ("impl", get_args(Impl)),
         ("pulls", (True, False)),
     ):
         value = getattr(protocol, name)

@@ -81,9 +81,25 @@ class FakeComm:
         """Return every rank's object."""
         return self._meeting.exchange(self.rank, sendobj)
 
+    def gather(self, sendobj: object) -> list[Any] | None:
+        """Return every rank's object to the first."""
+        values = self.allgather(sendobj)
+        return values if self.rank == 0 else None
+
+    def bcast(self, obj: object) -> Any:  # noqa: ANN401
+        """Return the first rank's object."""
+        return self.allgather(obj)[0]
+
     def Barrier(self) -> None:  # noqa: N802
         """Wait for all."""
         self._meeting.exchange(self.rank, None)
+
+    def Dup(self) -> "FakeComm":  # noqa: N802
+        """Return a communicator of the same ranks."""
+        return FakeComm(self.allgather(Meeting(self.size))[0], self.rank)
+
+    def Free(self) -> None:  # noqa: N802
+        """Give it back."""
 
 
 def run_ranks(

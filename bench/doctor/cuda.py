@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import metadata
 from typing import TYPE_CHECKING
 
+from comms.cuda import toolchain
 from comms.cuda.cards import Card, Seen, assign, peer_matrix, visible_cards
 from comms.cuda.errors import version
 from comms.cuda.links import driver_version, links_of
@@ -109,15 +110,12 @@ def _installed(names: Sequence[str]) -> str:
 
 def _tell_compiler(page: Page) -> None:
     try:
-        toolchain = import_module("comms.cuda.toolchain")
-    except ModuleNotFoundError:
-        return
-    try:
-        toolchain.check_versions()
+        found = toolchain.versions()
     except EpbenchError as error:
         page.fail("compiler", str(error))
     else:
-        page.ok("compiler", "NVVM, NVRTC and nvJitLink fit together")
+        libraries = ", ".join(f"{name} {found[name]}" for name in ("nvrtc", "nvvm", "nvjitlink"))
+        page.ok("compiler", libraries)
 
 
 def _tell_nccl(page: Page) -> None:

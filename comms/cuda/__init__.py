@@ -1,4 +1,4 @@
-"""Ranks on GPUs: which card each has, memory that all of them address, NCCL, and their errors.
+"""GPUs: compilers, which card a rank has, memory that all ranks address, NCCL, and their errors.
 
 Nothing here imports a GPU package before a GPU is asked for.
 """

@@ -3,6 +3,9 @@
 The SM budget is fixed for a state: flags count blocks, and every block has an epoch of its own.
 """
 
+from dataclasses import replace
+
+from kernels.cxx import in_cxx
 from kernels.direct.combine_pull import PullParams, combine_pull
 from kernels.direct.combine_push import PushParams, combine_push
 from kernels.direct.dispatch import DispatchParams, dispatch
@@ -18,6 +21,8 @@ DISPATCH_WARPS = Knob(
 PULL_WARPS = Knob(
     "pull_warps", "warps of a block of combine, all read and sum", (8, 12, 16, 24, 32), 24
 )
+# In CUDA C++ bytes in flight are in shared memory, whatever the warps.
+CXX_PULL_WARPS = replace(PULL_WARPS, choices=(4, 8, 12, 16, 20), default=16)
 PUSH_WARPS = Knob("push_warps", "warps of a block that push", (2, 4, 8, 12, 16, 24), 8)
 REDUCE_WARPS = Knob("reduce_warps", "warps of a block that sum pushed rows", (2, 4, 8, 16, 24), 8)
 # A release waits for an acknowledgement; by the network, puts and signals cost messages.
@@ -120,6 +125,12 @@ def _pull_launches(op: Op, form: Form) -> tuple[KernelLaunch, ...]:
     )
 
 
+def _cxx_pull_launches(op: Op, form: Form) -> tuple[KernelLaunch, ...]:
+    if op == "dispatch":
+        return (_DISPATCH,)
+    return (KernelLaunch("combine", combine_pull, PullParams, CXX_PULL_WARPS.of),)
+
+
 def _push_launches(op: Op, form: Form) -> tuple[KernelLaunch, ...]:
     if op == "dispatch":
         return (_DISPATCH,)
@@ -147,4 +158,9 @@ PUSH = Protocol(
     settings=settings,
     knobs=(DISPATCH_WARPS, PUSH_WARPS, REDUCE_WARPS, CHUNK_ROWS),
 )
-PROTOCOLS = (PULL, PUSH)
+PROTOCOLS = (
+    PULL,
+    PUSH,
+    in_cxx(replace(PULL, launches=_cxx_pull_launches, knobs=(DISPATCH_WARPS, CXX_PULL_WARPS))),
+    in_cxx(PUSH),
+)

@@ -2,7 +2,7 @@
 
 The kernel's source is parsed again, with its place given to every instruction that waits, so that a
 report can name it on any device. A device with `at_line` is also told before statements that may
-stall a warp.
+stall a warp, and one with `floor_div` and `modulo` divides in its own way.
 """
 
 import ast
@@ -25,6 +25,10 @@ _WITH_LINE = ("wait_ge", "wait_any", "wait_all", "block_sync", "group_sync")
 #: How the names of instructions begin that may stall a warp besides: for room in a queue, for rows,
 #: for acknowledgements, for a reply.
 _MAY_STALL = ("add", "copy_", "fence_", "fetch_add", "put_", "reduce_", "store_release", "store")
+#: The device's name in a rebuilt function.
+_DEVICE = "_epbench_device"
+#: What a device may do in its own way, by operator.
+_DIVISIONS: dict[type[ast.operator], str] = {ast.FloorDiv: "floor_div", ast.Mod: "modulo"}
 #: Memory that only the own warp or block can see: nothing to wait for.
 _NEVER_STALL = ("store_i32", "store_i64")
 
@@ -37,18 +41,31 @@ def instruction(node: ast.AST) -> str | None:
     return node.func.attr if isinstance(owner, ast.Name) and owner.id == "isa" else None
 
 
-class _AddLines(ast.NodeTransformer):
-    """Adds the place of each instruction that waits, a multiple of a file's tag and a line."""
+class _Adapts(ast.NodeTransformer):
+    """Adds the place of each instruction that waits, and what a device does in its own way.
 
-    def __init__(self, tag: int, *, tells_lines: bool) -> None:
+    A place is made of a file's tag and a line.
+    """
+
+    def __init__(self, tag: int, *, tells_lines: bool, divides: bool) -> None:
         self._tag = tag
         self._tells_lines = tells_lines
+        self._divides = divides
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
         if instruction(node) in _WITH_LINE:
             node.args.append(self._place(node))
         return node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        self.generic_visit(node)
+        name = _DIVISIONS.get(type(node.op))
+        # By a constant, a compiler multiplies and shifts.
+        if not self._divides or name is None or isinstance(node.right, ast.Constant):
+            return node
+        call = ast.Call(_device(name), [node.left, node.right], [])
+        return ast.copy_location(call, node)
 
     def visit_Assign(self, node: ast.Assign) -> Any:
         return self._told(node)
@@ -63,13 +80,17 @@ class _AddLines(ast.NodeTransformer):
         self.generic_visit(node)
         if not self._tells_lines or not any(map(_may_stall, ast.walk(node))):
             return node
-        at_line = ast.Attribute(ast.Name("isa", ast.Load()), "at_line", ast.Load())
-        call = ast.Expr(ast.Call(at_line, [self._place(node)], []))
+        call = ast.Expr(ast.Call(_device("at_line"), [self._place(node)], []))
         return [ast.copy_location(call, node), node]
 
     def _place(self, node: ast.Call | ast.stmt) -> ast.expr:
         place = ast.Constant(waits.place_of(self._tag, node.lineno))
         return ast.copy_location(place, node)
+
+
+def _device(name: str) -> ast.expr:
+    """Return what a device does besides the instructions; helpers may not import those."""
+    return ast.Attribute(ast.Name(_DEVICE, ast.Load()), name, ast.Load())
 
 
 def _may_stall(node: ast.AST) -> bool:
@@ -100,13 +121,15 @@ def rebuild(
     definition, path = parse(function)
     _refuse_unknown(definition, path)
     tag = waits.name_file(function.__module__, path)
-    adds = _AddLines(tag, tells_lines=hasattr(device, "at_line"))
-    definition = adds.visit(definition)
+    adapts = _Adapts(
+        tag, tells_lines=hasattr(device, "at_line"), divides=hasattr(device, "floor_div")
+    )
+    definition = adapts.visit(definition)
     definition.decorator_list = []
     definition.returns = None
     for argument in definition.args.args:
         argument.annotation = None
-    namespace = dict(function.__globals__)
+    namespace = {**function.__globals__, _DEVICE: device}
     for name in global_names(function):
         value = namespace.get(name)
         if value is specification:
@@ -120,6 +143,24 @@ def rebuild(
     rebuilt: FunctionType = namespace[function.__name__]
     rebuilt.__module__ = function.__module__
     return rebuilt
+
+
+def name_files(function: Callable[..., Any]) -> None:
+    """Let reports name the files of a kernel and of its helpers, which need not be bound here."""
+    todo, seen = [function], set()
+    while todo:
+        one = todo.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        assert isinstance(one, FunctionType), f"{one} is not a plain function"
+        waits.name_file(one.__module__, inspect.getsourcefile(one) or "")
+        values = [one.__globals__.get(name) for name in global_names(one)]
+        todo += [
+            value
+            for value in values
+            if isinstance(value, FunctionType) and value.__module__ != specification.__name__
+        ]
 
 
 def global_names(function: FunctionType) -> list[str]:

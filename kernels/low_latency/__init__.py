@@ -6,6 +6,7 @@ to run, so the cached form is the fresh one.
 
 from collections.abc import Callable, Mapping
 
+from kernels.cxx import in_cxx
 from kernels.exchange import NO_PATH
 from kernels.knobs import Knob
 from kernels.low_latency.combine import CombineParams, combine, combine_recv, combine_send
@@ -155,4 +156,4 @@ FUSED = _protocol(
 SPLIT = _protocol(
     "split", "likewise, its sending and receiving halves launched apart", _split_launches
 )
-PROTOCOLS = (FUSED, SPLIT)
+PROTOCOLS = (FUSED, SPLIT, in_cxx(FUSED), in_cxx(SPLIT))

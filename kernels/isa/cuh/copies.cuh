@@ -1,0 +1,148 @@
+// Rows that a warp copies one after another, with flags that tell of them when they are there.
+//
+// With bulk copies a row passes through NUM_STAGES stages in chunks. Lane 0 asks for LOADS_AHEAD
+// loads before it stores the first of them, and fills a stage again when its store has read it. A
+// flag is added to when the row's stores have been written, MOST_UNWRITTEN chunks later or at
+// `finish`: the warp does not wait for acknowledgements over NVLink in between. What is still owed
+// to a chunk is kept in shared memory. Without bulk copies every row is there when `add` returns.
+#pragma once
+
+#include "rows.cuh"
+#include "stages.cuh"
+
+namespace ep {
+
+#ifdef EP_HAS_BULK
+
+// A chunk under way, and the flag that tells of it and of all before it; flag 0 for none.
+struct CopyRecord {
+  i64 target, flag, value;
+  u32 num_bytes, unused;
+};
+constexpr u32 NUM_RECORDS = 8;
+static_assert(sizeof(CopyRecord) * NUM_RECORDS <= RECORDS_BYTES);
+
+class Copies {
+  static constexpr int NUM_STAGES = 3;
+  static constexpr u32 STAGE_BYTES = WARP_BYTES / NUM_STAGES;
+  static constexpr u32 LOADS_AHEAD = 2, MOST_UNWRITTEN = 4;
+  // A record is not overwritten before it has been looked at.
+  static_assert(LOADS_AHEAD + MOST_UNWRITTEN + 1 <= NUM_RECORDS);
+  using Ring = Stages<NUM_STAGES, STAGE_BYTES>;
+
+  Ring ring_;
+  Ring::Place loading_, storing_;
+  u32 num_loaded_ = 0, num_stored_ = 0, num_written_ = 0;  // chunks
+
+  EP_FN CopyRecord* record_of(u32 chunk) const {
+    return warp_records<CopyRecord>() + chunk % NUM_RECORDS;
+  }
+
+  // The oldest chunk that was not known to be written is.
+  EP_FN void tell_next() {
+    const CopyRecord* record = record_of(num_written_++);
+    if (record->flag == 0) return;
+    fence_system();
+    add_relaxed(record->flag, record->value);
+  }
+
+  EP_FN i64 store_next() {
+    const i64 cause = ring_.await_alone(storing_);
+    if (cause != 0) return cause;
+    const CopyRecord* record = record_of(num_stored_);
+    bulk_store(record->target, ring_.at_place(storing_), record->num_bytes);
+    bulk_commit();
+    storing_.advance();
+    if (++num_stored_ - num_written_ > MOST_UNWRITTEN) {
+      bulk_wait<MOST_UNWRITTEN>();
+      tell_next();
+    }
+    return 0;
+  }
+
+  EP_FN i64 load_next(i64 target, i64 source, u32 num_bytes) {
+    if (num_loaded_ - num_stored_ == LOADS_AHEAD) {
+      const i64 cause = store_next();
+      if (cause != 0) return cause;
+    }
+    // The stage's last store is older than the NUM_STAGES - LOADS_AHEAD latest.
+    bulk_wait_read<NUM_STAGES - LOADS_AHEAD>();
+    *record_of(num_loaded_++) = {target, 0, 0, num_bytes, 0};
+    ring_.load(loading_, source, num_bytes);
+    loading_.advance();
+    return 0;
+  }
+
+  EP_FN i64 store_all() {
+    while (num_stored_ != num_loaded_)
+      if (const i64 cause = store_next(); cause != 0) return cause;
+    bulk_wait_all();
+    while (num_written_ != num_stored_) tell_next();
+    return 0;
+  }
+
+ public:
+  EP_FN void begin() { ring_.init(); }
+
+  // Orders what this warp has acquired before the copies that follow.
+  EP_FN void acquired() {
+    sync_warp();
+    if (lane_id() == 0) fence_to_bulk();
+  }
+
+  EP_FN void add(i64 target, i64 source, i64 num_bytes) {
+    sync_warp();
+    i64 cause = 0;
+    if (lane_id() == 0) {
+      const u32 size = static_cast<u32>(num_bytes), chunk = chunk_of(size, STAGE_BYTES);
+#pragma unroll 1
+      for (u32 begin = 0; begin < size && cause == 0; begin += chunk)
+        cause = load_next(target + begin, source + begin, smaller(chunk, size - begin));
+    }
+    leave_if(cause, NO_FLAG, 0, num_bytes, 0);
+  }
+
+  // Adds to a flag after all rows so far, once after a row.
+  EP_FN void tell(i64 flag, i64 value) {
+    sync_warp();
+    if (lane_id() != 0) return;
+    CopyRecord* record = record_of(num_loaded_ - 1);
+    record->flag = flag, record->value = value;
+  }
+
+  EP_FN void finish() {
+    sync_warp();
+    leave_if(lane_id() == 0 ? store_all() : 0, NO_FLAG, 0, 0, 0);
+  }
+};
+
+#else
+
+class Copies {
+ public:
+  EP_FN void begin() {}
+  EP_FN void acquired() {}
+  EP_FN void add(i64 target, i64 source, i64 num_bytes) {
+    sync_warp();
+    copy_vecs(target, source, num_bytes);
+  }
+  EP_FN void tell(i64 flag, i64 value) {
+    sync_warp();
+    if (lane_id() != 0) return;
+    fence_system();
+    add_relaxed(flag, value);
+  }
+  EP_FN void finish() {}
+};
+
+#endif
+
+// Adds to a flag that tells of no row of this warp.
+EP_FN void tell_now(i64 flag, i64 value) {
+  sync_warp();
+  if (lane_id() != 0) return;
+  fence_system();
+  add_relaxed(flag, value);
+}
+
+}  // namespace ep

@@ -1,0 +1,137 @@
+// Waits: lane 0 or all lanes poll, with a limit and an abort word; all lanes leave together.
+#pragma once
+
+#include "machine.cuh"
+
+namespace ep {
+
+// Polls between two looks at the clock and at the abort word.
+constexpr u32 LOOK_EVERY = 64;
+
+// A wait in progress. Only lane 0 looks at the clock; the others are told.
+struct Patience {
+  u32 num_polls = 0;
+  i64 begun = 0;
+
+  // Returns why the wait must end now, 0 to go on.
+  EP_FN i64 spent() {
+    if (++num_polls % LOOK_EVERY != 0) return 0;
+    if (load_relaxed(own(ep_machine.abort_offset)) != 0) return ABORTED;
+    const i64 now = nanoseconds();
+    if (begun == 0) begun = now;
+    return now - begun > ep_machine.limit_ns ? TIMED_OUT : 0;
+  }
+};
+
+// Says where a wait has failed, unless another has, ends all kernels of the node, and leaves.
+EP_COLD_FN void report_and_leave(i64 cause, i64 offset, i64 seen, i64 wanted, i64 line) {
+  const i64 address = ep_machine.report;
+  const i64 rank = own_rank();
+  if (lane_id() == 0 && compare_swap(address, 0, cause) == 0) {
+    store_relaxed(address + 8, rank);
+    store_relaxed(address + 16, block_index());
+    store_relaxed(address + 24, thread_index() / LANES);
+    store_relaxed(address + 32, offset);
+    store_relaxed(address + 40, seen);
+    store_relaxed(address + 48, wanted);
+    store_relaxed(address + 56, line);
+  }
+  if (lane_id() == 0 && cause == TIMED_OUT) {
+    const i64 first = rank - rank % ep_machine.ranks_per_node;
+    for (i64 peer = first; peer < first + ep_machine.ranks_per_node; ++peer)
+      if (peer < ep_machine.world_size && ep_machine.bases[peer] != 0)
+        store_relaxed(at(peer, ep_machine.abort_offset), 1);
+  }
+  leave();
+}
+
+// Leaves with all lanes where lane 0 has found a cause.
+EP_FN void leave_if(i64 cause, i64 offset, i64 seen, i64 wanted, i64 line) {
+  if (ballot(cause != 0) != 0) report_and_leave(cause, offset, seen, wanted, line);
+}
+
+EP_COLD_FN i64 wait_ge(i64 offset, i64 value, i64 line) {
+  sync_warp();
+  i64 seen = 0, cause = 0;
+  if (lane_id() == 0) {
+    const i64 flag = own(offset);
+    Patience patience;
+    while ((seen = load_acquire(flag)) < value && (cause = patience.spent()) == 0) {
+    }
+  }
+  leave_if(cause, offset, seen, value, line);
+  return shuffle(seen, 0);
+}
+
+EP_COLD_FN i64 wait_any(i64 offset, i64 stride, i64 values, i64 count, i64 first, i64 line) {
+  sync_warp();
+  Patience patience;
+  while (true) {
+    i64 flag = offset, seen = 0, wanted = 0, cause = 0;
+    for (i64 begin = 0; begin < count; begin += LANES) {
+      const i64 turn = begin + lane_id();
+      i64 index = first + turn;
+      if (index >= count) index -= count;
+      bool found = false;
+      if (turn < count) {
+        wanted = load_i64(values + 8 * index);
+        flag = offset + index * stride;
+        seen = load_acquire(own(flag));
+        found = seen >= wanted;
+      }
+      const u32 lanes = ballot(found);
+      if (lanes != 0) return shuffle(index, first_bit(lanes));
+    }
+    if (lane_id() == 0) cause = patience.spent();
+    leave_if(cause, flag, seen, wanted, line);
+  }
+}
+
+EP_COLD_FN void wait_all(i64 offset, i64 stride, i64 count, i64 value, i64 line) {
+  sync_warp();
+  const i64 flags = own(offset);
+  Patience patience;
+  for (i64 begin = 0; begin < count; begin += LANES) {
+    const i64 index = begin + lane_id();
+    while (true) {
+      const i64 seen = index < count ? load_acquire(flags + index * stride) : value;
+      const u32 late = ballot(seen < value);
+      if (late == 0) break;
+      const i64 cause = lane_id() == 0 ? patience.spent() : 0;
+      const int one = first_bit(late);
+      leave_if(cause, offset + (begin + one) * stride, shuffle(seen, one), value, line);
+    }
+  }
+}
+
+// Barriers of some warps of a block: a counter in shared memory that only grows, so that a warp
+// that has left is not waited for longer than any other wait.
+constexpr int NUM_GROUPS = 16;
+#ifdef EP_GROUPS
+EP_SHARED u32 group_arrivals[NUM_GROUPS];
+
+EP_FN void init_groups() {
+  if (thread_index() < NUM_GROUPS) group_arrivals[thread_index()] = 0;
+}
+
+EP_FN void group_sync(i64 group, i64 num_warps, i64 line) {
+  sync_warp();
+  i64 cause = 0, seen = 0, wanted = 0;
+  if (lane_id() == 0) {
+    u32* counter = &group_arrivals[group];
+    const u32 size = static_cast<u32>(num_warps);
+    const u32 goal = (arrive_shared(counter) / size + 1) * size;
+    Patience patience;
+    // The difference tells whether the goal is reached when the counter has wrapped.
+    while (static_cast<i32>(load_acquire_shared(counter) - goal) < 0 &&
+           (cause = patience.spent()) == 0) {
+    }
+    seen = load_acquire_shared(counter);
+    wanted = goal;
+  }
+  leave_if(cause, NO_FLAG, seen, wanted, line);
+  sync_warp();
+}
+#endif
+
+}  // namespace ep

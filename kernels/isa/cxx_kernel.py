@@ -1,0 +1,103 @@
+"""A kernel of CUDA C++ for GPUs: its source as one translation unit, to compile.
+
+The file defines `void function(const Params& p)` in namespace `ep`. `Params` and the entry are
+written here from the fields of the launch's named tuple, so that C++ and Python agree. The entry
+takes the fields one by one and calls a function that is inlined, so the compiler reads them from
+constant memory where they are used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comms.cuda.toolchain import capability
+from kernels.protocol import KernelLaunch
+
+_ISA = Path(__file__).resolve().parent
+_LANES = 32
+#: Shared memory of all warps: what a block of Hopper may have less what else it keeps.
+_AREAS_BYTES = 216 * 1024
+#: Most of a warp: three stages of 8 KiB, or twelve of 2, and what is known of them.
+_MOST_AREA_BYTES = 24576 + 384
+#: Most warps of a block that have registers for eight loads in flight each; more warps need fewer.
+_FEW_WARPS = 16
+#: A warp's area is three stages of whole lines of 128, and 384 more bytes.
+_AREA_UNIT = 384
+#: Least architecture that copies in bulk; others copy by loads and stores.
+BULK_FROM = (9, 0)
+
+_SOURCE = """\
+{defines}#include "cuda.cuh"
+
+namespace ep {{
+struct Params {{
+  i64 {fields};
+}};
+}}  // namespace ep
+
+#line 1 "{file}"
+{text}
+extern "C" __global__ void __launch_bounds__({num_threads}, 1)
+{entry}(ep::i64 stride, ep::i64 num_tokens_addr, {parameters}) {{
+  const ep::i64 virtual_rank = ep::virtual_rank();
+  const ep::Params p = {{{arguments}}};
+  ep::{function}(p);
+}}
+"""
+
+
+def area_bytes(num_warps: int, arch: str) -> int:
+    """Return the shared memory that each warp of a block has, none without bulk copies."""
+    if capability(arch) < BULK_FROM:
+        return 0
+    return min(_AREAS_BYTES // num_warps // _AREA_UNIT * _AREA_UNIT, _MOST_AREA_BYTES)
+
+
+def cxx_source(
+    launch: KernelLaunch, num_warps: int, *, arch: str, entry: str, is_virtual: bool
+) -> str:
+    """Return the translation unit of a launch.
+
+    Args:
+        launch: kernel and parameters; it has a C++ one.
+        num_warps: warps of a block.
+        arch: for example `sm_90`.
+        entry: name of the kernel.
+        is_virtual: whether `blockIdx.y` is one of several ranks on this GPU.
+    """
+    assert launch.cxx is not None
+    macros: dict[str, int | None] = {
+        "EP_NUM_WARPS": num_warps,
+        "EP_AREA_BYTES": area_bytes(num_warps, arch),
+        "EP_GROUPS": None,
+    }
+    if is_virtual:
+        macros["EP_VIRTUAL"] = None
+    if num_warps > _FEW_WARPS:
+        macros["EP_MANY_WARPS"] = None
+    fields = launch.params._fields
+    return _SOURCE.format(
+        defines="".join(
+            f"#define {name}{'' if value is None else f' {value}'}\n"
+            for name, value in macros.items()
+        ),
+        fields=", ".join(fields),
+        file=f"{launch.cxx.file.parent.name}/{launch.cxx.file.name}",
+        text=launch.cxx.file.read_text(),
+        num_threads=_LANES * num_warps,
+        entry=entry,
+        parameters=", ".join(f"ep::i64 {field}" for field in fields),
+        arguments=", ".join(argument(field, is_virtual) for field in fields),
+        function=launch.cxx.function,
+    )
+
+
+def argument(field: str, is_virtual: bool) -> str:
+    """Return what a parameter is for a virtual rank: of those on a GPU only these differ."""
+    if not is_virtual:
+        return field
+    if field == "rank":
+        return "rank + virtual_rank"
+    if field == "num_tokens":
+        return "ep::load_i64(num_tokens_addr + 8 * virtual_rank)"
+    return f"{field} + virtual_rank * stride" if field.endswith("_addr") else field
