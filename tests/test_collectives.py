@@ -16,6 +16,8 @@ from fake_ranks import run_ranks, this_process
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.expand import expand
+from bench.suites import SUITES
 from bench.traffic.plan import Plan
 from bench.workloads.routing import Routing
 from bench.workloads.whole_numbers import whole_numbers
@@ -32,6 +34,7 @@ from comms.mpi.collectives import HostMemory, MpiCollectives
 from comms.mpi.cuda_aware import cuda_support
 from comms.mpi.ranks import Ranks
 from kernels.floats import from_bf16, to_bf16
+from kernels.nccl_like.constants import LIBRARY_SMS
 from kernels.packing import exchange
 from kernels.protocol import MOST_WHOLE, HostCall, HostLaunch
 from kernels.registry import find_protocol
@@ -455,12 +458,12 @@ class _CardArray(np.ndarray[Any, Any]):
 def test_a_budget_is_never_passed(num_sms: int, max_ctas: int) -> None:
     assert Wanted.within(num_sms) == Wanted(max_ctas=max_ctas)
     shape = Shape(1, 8, 16, 64, 8, 2, num_sms)
+    # At what stands for NCCL's own choice nothing limits it.
+    wanted = Wanted() if num_sms >= LIBRARY_SMS else Wanted(max_ctas=max_ctas)
     for variant in ("dedup", "selection", "padded", "allgather", "reduce_scatter"):
         protocol = find_protocol("nccl", variant)
         assert protocol.library is not None
-        assert protocol.library(shape) == Wanted(max_ctas=max_ctas)
-        own = Shape(1, 8, 16, 64, 8, 2, num_sms, knobs=(("own_ctas", 1),))
-        assert protocol.library(own) == Wanted()
+        assert protocol.library(shape) == wanted
 
 
 class _Mpi:
@@ -562,3 +565,15 @@ def test_sums_of_whole_numbers_that_bf16_has_not() -> None:
     assert protocol.refuses(shape, "combine", cross_rail="spine") is None
     more = Shape(1, 8, 16, 64, 256, 37, 8)
     assert "sums of 37 rows" in protocol.refuses(more, "combine", cross_rail="spine")
+
+
+@pytest.mark.parametrize("name", ["cards", "cards-two-nodes"])
+def test_suites_of_gpus_hold_nccl_to_budgets_and_to_none(name: str) -> None:
+    specs = [spec for spec in expand(SUITES[name].grids) if spec.kernel == "nccl"]
+    wanted = {
+        (spec.variant, library(spec.shape()).max_ctas)
+        for spec in specs
+        if (library := spec.protocol().library) is not None
+    }
+    assert wanted == {("dedup", 8), ("dedup", 16), ("dedup", None), ("selection", None)}
+    assert {spec.form for spec in specs} == {"fresh", "cached"}

@@ -20,27 +20,25 @@ numbers, which have the same sum in every order and with every such rounding
 (`Protocol.whole_numbers`).
 
 An SM budget is the communicator's. NCCL rounds the channels of point-to-point calls up to a power
-of two (src/graph/paths.cc), so a budget asks for the power of two that it holds. `own_ctas=1`
-leaves the choice to NCCL.
+of two (src/graph/paths.cc), so a budget asks for the power of two that it holds. With LIBRARY_SMS
+and more NCCL chooses for itself: that is what it gets where nobody limits it.
 """
 
 from dataclasses import replace
 
 from comms.collectives import Wanted
-from kernels.knobs import Knob
+from kernels.nccl_like.constants import LIBRARY_SMS
 from kernels.packing import Variant
 from kernels.packing.hosted import hosted
 from kernels.protocol import MOST_WHOLE, Op, Protocol
 from kernels.shape import Shape
-
-OWN_CTAS = Knob("own_ctas", "1 where NCCL chooses its CTAs itself, whatever num_sms", (0, 1), 0)
 
 #: BF16 has every integer up to this.
 _MOST_EXACT = 256
 
 
 def _library(shape: Shape) -> Wanted:
-    return Wanted() if OWN_CTAS.of(shape) else Wanted.within(shape.num_sms)
+    return Wanted() if shape.num_sms >= LIBRARY_SMS else Wanted.within(shape.num_sms)
 
 
 def _copy_engines(shape: Shape) -> Wanted:
@@ -55,7 +53,7 @@ def _one_node(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
 
 def _variant(variant: Variant, summary: str) -> Protocol:
     protocol = hosted("nccl", variant, summary, devices=("cuda",), library=_library, queues=True)
-    return replace(protocol, knobs=(OWN_CTAS,), route="pxn")
+    return replace(protocol, route="pxn")
 
 
 def _by_copy_engine() -> Protocol:
@@ -89,7 +87,6 @@ def _by_reduce_scatter() -> Protocol:
     return replace(
         protocol,
         variant="reduce_scatter",
-        knobs=(OWN_CTAS,),
         route="pxn",
         refuses=refuses,
         whole_numbers=True,
