@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,6 +75,8 @@ def library(
     text = f'{source}\n#define EP_KERNEL {kernel_name}\n#include "host/entry.h"\n'
     flags = [
         *("-std=c++17", *_FLAGS, *_WARNINGS, *_INSTRUMENTED[sanitizer]),
+        # Most of a mutant's time is its compiler's.
+        *([] if mutation is None else ["-O0"]),
         *(f"-D{define}" for define in defines),
         *(f"-I{path}" for path in (include, folder) if path is not None),
     ]
@@ -111,6 +113,9 @@ def runtime(sanitizer: Sanitizer) -> tuple[Path, Path]:
 
 @cache
 def _folder() -> Path:
+    assert shutil.which(COMPILER), (
+        f"{COMPILER} is not found: tests run GPU code compiled by it; install it, or set CXX"
+    )
     told = subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True)
     headers = [path.read_text() for path in _headers()]
     flags = repr((_FLAGS, _WARNINGS, _INSTRUMENTED, _TOLD))
@@ -155,12 +160,11 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
-def environment(options: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return the environment of a watched program: it reports, goes on, and tells by its code."""
     return {
         **os.environ,
         "TSAN_OPTIONS": "exitcode=66:report_thread_leaks=0:report_signal_unsafe=0",
         "ASAN_OPTIONS": "exitcode=66:detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        **(options or {}),
     }

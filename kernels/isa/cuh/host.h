@@ -120,7 +120,12 @@ EP_FN auto host_covered(Write write) {
 
 EP_FN i64 load_relaxed(i64 address) {
   host::poll();
-  return __atomic_load_n(host_pointer<i64>(address), __ATOMIC_RELAXED);
+  const i64* word = host_pointer<i64>(address);
+  const i64 value = __atomic_load_n(word, __ATOMIC_RELAXED);
+#ifdef EP_HOST_TSAN
+  host::has_loaded(word);
+#endif
+  return value;
 }
 EP_FN i64 load_acquire(i64 address) {
   host::poll();

@@ -65,10 +65,9 @@ EP_COLD_FN i64 wait_ge(i64 offset, i64 value, i64 line) {
 
 EP_COLD_FN i64 wait_any(i64 offset, i64 stride, i64 values, i64 count, i64 first, i64 line) {
   sync_warp();
-  const i64 flags = own(offset);
   Patience patience;
   while (true) {
-    i64 seen = 0, wanted = 0, cause = 0;
+    i64 flag = offset, seen = 0, wanted = 0, cause = 0;
     for (i64 begin = 0; begin < count; begin += LANES) {
       const i64 turn = begin + lane_id();
       i64 index = first + turn;
@@ -76,14 +75,15 @@ EP_COLD_FN i64 wait_any(i64 offset, i64 stride, i64 values, i64 count, i64 first
       bool found = false;
       if (turn < count) {
         wanted = load_i64(values + 8 * index);
-        seen = load_acquire(flags + index * stride);
+        flag = offset + index * stride;
+        seen = load_acquire(own(flag));
         found = seen >= wanted;
       }
       const u32 lanes = ballot(found);
       if (lanes != 0) return shuffle(index, first_bit(lanes));
     }
     if (lane_id() == 0) cause = patience.spent();
-    leave_if(cause, offset, seen, wanted, line);
+    leave_if(cause, flag, seen, wanted, line);
   }
 }
 

@@ -1,17 +1,20 @@
 #include "block.h"
 
 #include <sched.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include <cstdlib>
-#include <cstring>
+#include <iterator>
+#include <new>
 
 #if defined(EP_TSAN) || defined(EP_ASAN)
-constexpr std::size_t STACK_BYTES = 256 << 10;
+constexpr std::size_t STACK_BYTES = 128 << 10;
 #else
 constexpr std::size_t STACK_BYTES = 64 << 10;
 #endif
-constexpr unsigned char CANARY[16] = {0x5c, 0xa1, 0xab, 0x1e};
+// Below each stack: who overruns one ends the program.
+constexpr std::size_t FORBIDDEN_BYTES = 4096;
 
 namespace ep::host {
 
@@ -35,10 +38,12 @@ const char* name_of(Together kind) {
 
 void enter_lane() { current->block->lane_main(); }
 
-char* new_stack() {
-  void* stack = std::aligned_alloc(4096, STACK_BYTES);
-  std::memcpy(stack, CANARY, sizeof CANARY);
-  return static_cast<char*>(stack);
+char* new_stacks(std::size_t count) {
+  const std::size_t num_bytes = count * (FORBIDDEN_BYTES + STACK_BYTES);
+  constexpr int FLAGS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* stacks = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, FLAGS, -1, 0);
+  if (stacks == MAP_FAILED) throw std::bad_alloc();
+  return static_cast<char*>(stacks);
 }
 
 }  // namespace
@@ -52,6 +57,7 @@ Block::Block(Launch& launch, int rank, int index)
       warps(launch.world.num_warps),
       num_live(static_cast<int>(lanes.size())) {
   adopt_thread(thread);
+  stacks = new_stacks(lanes.size());
   // Lanes allocate nothing: the allocator's accesses would be theirs.
   runnable.reserve(lanes.size());
   all.waiting.reserve(lanes.size());
@@ -61,19 +67,16 @@ Block::Block(Launch& launch, int rank, int index)
   for (int place = 0; place < num_live; ++place) {
     Lane& lane = lanes[place];
     lane.block = this, lane.warp = &warps[place / LANES], lane.index = place;
-    make_fiber(lane.fiber, new_stack(), STACK_BYTES, enter_lane);
+    char* forbidden = stacks + place * (FORBIDDEN_BYTES + STACK_BYTES);
+    mprotect(forbidden, FORBIDDEN_BYTES, PROT_NONE);
+    make_fiber(lane.fiber, forbidden + FORBIDDEN_BYTES, STACK_BYTES, enter_lane);
     runnable.push_back(&lane);
   }
 }
 
 Block::~Block() {
-  for (Lane& lane : lanes) {
-    free_fiber(lane.fiber);
-    void* stack = const_cast<void*>(lane.fiber.stack);
-    if (std::memcmp(stack, CANARY, sizeof CANARY) != 0)
-      note(launch, "lane %d has overrun its stack of %zu bytes", lane.index, STACK_BYTES);
-    std::free(stack);
-  }
+  for (Lane& lane : lanes) free_fiber(lane.fiber);
+  munmap(stacks, lanes.size() * (FORBIDDEN_BYTES + STACK_BYTES));
 }
 
 // Takes who goes on. Where nobody can, all wait for each other: the launch has failed, and all go.
@@ -238,7 +241,13 @@ i64 nanoseconds() {
 // ThreadSanitizer knows no fences. A relaxed write that follows one is made by an actor that knows
 // what the lane had done before the fence, and nothing later.
 #ifdef EP_TSAN
+void has_loaded(const i64* word) {
+  Lane& me = *current;
+  me.loaded[me.num_loaded++ % std::size(me.loaded)] = const_cast<i64*>(word);
+}
 void fence() {
+  for (void* word : current->loaded)
+    if (word != nullptr) acquired(word);
   released(&current->fenced);
   current->has_fenced = true;
 }
@@ -251,6 +260,7 @@ bool begin_covered() {
 }
 void end_covered() { current->coverer.exit(); }
 #else
+void has_loaded(const i64*) {}
 void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 bool begin_covered() { return false; }
 void end_covered() {}

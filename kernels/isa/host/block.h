@@ -37,6 +37,9 @@ struct Lane {
   bool has_fenced = false;
   char fenced = 0;
   Actor coverer;
+  // Words of the latest relaxed loads.
+  void* loaded[4] = {};
+  u32 num_loaded = 0;
   std::unique_ptr<Copies> copies;
 
   Lane();
@@ -62,13 +65,14 @@ struct Block {
   int rank, index;
   Random random;
   Fiber thread;
+  char* stacks = nullptr;
   std::vector<Lane> lanes;
   std::vector<Meeting> warps;
   Meeting all;
   std::vector<Lane*> runnable;
   u32 num_idle = 0;
   int num_live = 0;
-  char object = 0;
+  char object = 0, fenced = 0;
   std::vector<u64*> unpublished;  // barriers that the copy engine does not know yet
 
   Block(Launch& launch, int rank, int index);
@@ -88,6 +92,8 @@ struct Launch {
   bool has_failed() const { return __atomic_load_n(&failed, __ATOMIC_ACQUIRE); }
   bool failed = false;
   bool taken = false;
+  // Blocks that have begun, and that have ended.
+  int num_begun = 0, num_ended = 0;
 };
 
 // Says what is wrong with a launch, unless something else was before, and ends it.

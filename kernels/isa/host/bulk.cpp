@@ -1,7 +1,8 @@
 // The copy engine. A copy happens when it is waited for, at a random time before, or at once, as
 // the launch asks; a stage holds no bytes between. For ThreadSanitizer each lane has three actors,
-// which load, read stages and write rows: they know what the lane had done before its last
-// `fence_to_bulk`, and what it has waited for since.
+// which load, read stages and write rows. They know what lanes of the block, which may be others
+// than the one that asks, had done before their last `fence_to_bulk`, and what the lane has waited
+// for.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -52,7 +53,7 @@ struct Store {
 
 struct Copies {
   Actor loader, reader, writer;
-  char fenced = 0, flow = 0, read = 0, written = 0;
+  char flow = 0, read = 0, written = 0;
   std::vector<Load> loads;
   std::vector<Store> stores;
   i64 num_groups = 0;
@@ -169,7 +170,7 @@ void bulk_load(void* stage, i64 source, u32 num_bytes, u64* barrier) {
   check(source, stage, num_bytes);
   if (!at(barrier).published) fail("a bulk load with a barrier that was not published");
   Copies& copies = mine();
-  copies.know(&copies.fenced);
+  copies.know(&current->block->fenced);
   copies.loader.does([=] { writes(stage, num_bytes); });
   const Unwatched unwatched;
   std::memset(stage, STAGE_POISON, num_bytes);
@@ -180,7 +181,7 @@ void bulk_load(void* stage, i64 source, u32 num_bytes, u64* barrier) {
 void bulk_store(i64 target, const void* stage, u32 num_bytes) {
   check(target, stage, num_bytes);
   Copies& copies = mine();
-  copies.know(&copies.fenced);
+  copies.know(&current->block->fenced);
   const Unwatched unwatched;
   copies.stores.push_back({target, stage, num_bytes, NO_GROUP, false, nullptr});
   if (times() == AT_ONCE) copies.do_read(copies.stores.back());
@@ -212,7 +213,7 @@ void bulk_wait(int num_pending) {
   copies.know(&copies.written);
 }
 
-void fence_to_bulk() { released(&mine().fenced); }
+void fence_to_bulk() { released(&current->block->fenced); }
 
 void stir_copies(Block& block) {
   if (block.launch.world.bulk_times == AT_WAITS) return;

@@ -33,9 +33,15 @@ ep_host_switch:
 
 namespace ep::host {
 
+#ifdef EP_TSAN
+constexpr unsigned NO_SYNC = 1;
+// This thread itself, which knows nothing of what its fibers do.
+static thread_local void* own = nullptr;
+#endif
+
 void adopt_thread([[maybe_unused]] Fiber& fiber) {
 #ifdef EP_TSAN
-  fiber.tsan = __tsan_get_current_fiber();
+  fiber.tsan = own = __tsan_get_current_fiber();
 #endif
 }
 
@@ -75,7 +81,6 @@ void switch_fiber(Fiber& from, Fiber& to, [[maybe_unused]] bool ends) {
   __sanitizer_start_switch_fiber(ends ? nullptr : &from.asan, to.stack, to.stack_bytes);
 #endif
 #ifdef EP_TSAN
-  constexpr unsigned NO_SYNC = 1;
   __tsan_switch_to_fiber(to.tsan, NO_SYNC);
 #endif
   ep_host_switch(&from.place, to.place);
@@ -90,10 +95,14 @@ Actor::~Actor() {
 }
 void Actor::enter() {
   before = __tsan_get_current_fiber();
-  if (fiber == nullptr) fiber = __tsan_create_fiber(0);
-  __tsan_switch_to_fiber(fiber, 1);
+  if (fiber == nullptr) {
+    // Who is made knows what its maker does.
+    __tsan_switch_to_fiber(own, NO_SYNC);
+    fiber = __tsan_create_fiber(0);
+  }
+  __tsan_switch_to_fiber(fiber, NO_SYNC);
 }
-void Actor::exit() { __tsan_switch_to_fiber(before, 1); }
+void Actor::exit() { __tsan_switch_to_fiber(before, NO_SYNC); }
 #else
 Actor::~Actor() = default;
 void Actor::enter() {}

@@ -48,7 +48,7 @@ int main(int num_arguments, char** arguments) {
     relocate(params[index], written, written + total, world.windows - written);
 #ifdef EP_ASAN
   for (i64 rank = 0; rank < world.num_ranks; ++rank)
-    ASAN_POISON_MEMORY_REGION(
+    __asan_poison_memory_region(
         reinterpret_cast<void*>(world.windows + rank * world.stride_bytes + world.window_bytes),
         world.stride_bytes - world.window_bytes);
 #endif

@@ -75,9 +75,10 @@ void poll();
 void stir();
 i64 nanoseconds();
 
-// Release fences. A relaxed write after a fence is made between `begin_covered` and `end_covered`,
-// as a release, if the first returns true.
+// Fences. A relaxed write after a fence is made between `begin_covered` and `end_covered`, as a
+// release, if the first returns true; a fence acquires the words last loaded before it.
 void fence();
+void has_loaded(const i64* word);
 bool begin_covered();
 void end_covered();
 
