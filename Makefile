@@ -50,5 +50,5 @@ $(VENV)/.core-$(MPI): pyproject.toml | $(VENV)/.created
 	@touch $@
 
 $(VENV)/.dev-$(MPI): pyproject.toml | $(VENV)/.created
-	@$(install) -e '.[dev$(addprefix $(COMMA),$(MPI))]'
+	@$(install) -e '.[dev,cuda-compile$(addprefix $(COMMA),$(MPI))]'
 	@touch $@ $(VENV)/.core-$(MPI)

@@ -23,7 +23,7 @@ from bench.records.record import (
     Source,
     Status,
 )
-from comms.fabric import Fabric
+from comms.fabric import ONE_CARD, Fabric
 
 if TYPE_CHECKING:
     from bench.workloads.workload import Workload
@@ -59,6 +59,11 @@ class CaseSpec:
     def world_size(self) -> int:
         """Ranks of the world."""
         return self.nodes * self.ranks_per_node
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that run it on real clocks: one a rank, or one for all on a GPU."""
+        return 1 if self.fabric.name == ONE_CARD else self.world_size
 
     def protocol(self) -> Protocol:
         """Return the kernel."""
@@ -139,6 +144,8 @@ class CaseSpec:
     def label(self) -> str:
         """Return a short name for progress lines."""
         where = self.fabric.name if self.device == "sim" else self.device
+        if self.fabric.name == ONE_CARD:
+            where = f"{self.device} {ONE_CARD}"
         turned = "".join(f", {name}={value}" for name, value in self.knobs)
         return (
             f"{self.kernel_label()} {self.form} {self.num_sms} SMs, {where} "

@@ -1,4 +1,4 @@
-"""The command line: `epbench run`, `tune`, `trace`, `validate`, `show`, `list` and `doctor`.
+"""The command line: `epbench run`, `tune`, `trace`, `validate`, `asm`, `show`, `list`, `doctor`.
 
 Every ending is one sentence on stderr and a documented exit code. What takes long to import is
 imported by the command that needs it.
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bench.asm.command import OPTIONS as ASM_OPTIONS
+from bench.card_options import CARD_OPTIONS, profiling, refuse_card_flags
 from bench.options import COUNTS, GRID_OPTIONS, OUTPUT_OPTIONS, TIMING_OPTIONS, TRACE_OPTIONS
 from bench.resolve import resolve, timing_of
 from bench.run_request import RunRequest
@@ -73,7 +75,7 @@ def cli() -> None:
     """
 
 
-@cli.command(params=[*GRID_OPTIONS, *TIMING_OPTIONS, *OUTPUT_OPTIONS, _TRACEBACK])
+@cli.command(params=[*GRID_OPTIONS, *TIMING_OPTIONS, *CARD_OPTIONS, *OUTPUT_OPTIONS, _TRACEBACK])
 @click.pass_context
 def run(context: click.Context, /, **_: object) -> int:
     """Run kernels and print their times beside their bounds.
@@ -81,8 +83,9 @@ def run(context: click.Context, /, **_: object) -> int:
     Runs every combination of the flags, or a suite with the given flags in place of its own axes.
     Results are kept under --results and rewritten after each case. Lists are comma separated.
 
-    Device cpu has a process per rank: started alone, epbench launches mpirun once for all cases;
-    under mpirun, mpiexec or srun it uses the ranks it finds.
+    Devices cpu and cuda have a process per rank: started alone, epbench launches mpirun once for
+    all cases; under mpirun, mpiexec or srun it uses the ranks it finds. Ranks of cuda that share a
+    GPU (--ranks-per-card) have one process, and need no MPI.
     """
     from bench.expand import expand
     from comms.mpi.launched import launched
@@ -99,12 +102,13 @@ def run(context: click.Context, /, **_: object) -> int:
         tuned = read_tuned(flags["tuned"])
         told = tuned_by(specs, tuned, str(flags["tuned"]))
         specs = with_tuned(specs, tuned, str(flags["tuned"]))
+    refuse_card_flags(context, specs)
     timing = timing_of(context)
     on_ranks = any(spec.device != "sim" for spec in specs)
     if started is not None and started.size > 1 and not on_ranks:
         raise UsageError(
             f"device sim runs a whole world in one process, {started.launcher} started "
-            f"{started.size}: start epbench alone, or ask for --device cpu"
+            f"{started.size}: start epbench alone, or ask for --device cpu or cuda"
         )
     settings = context.find_object(_Settings)
     request = RunRequest(
@@ -152,6 +156,9 @@ def finish_run(request: RunRequest, store: RunStore) -> int:
     _print_page(
         build_page(store.run), written=[path for path in (store.path, request.json) if path]
     )
+    if request.timing and request.timing.profile:
+        with _stdout():
+            sys.stdout.write(profiling(request.argv, request.specs))
     raise_for_status(store.run.cases)
     return 0
 
@@ -210,6 +217,24 @@ def validate(context: click.Context, /, **_: object) -> int:
     )
 
 
+@cli.command(params=[*ASM_OPTIONS, _TRACEBACK])
+@click.pass_context
+def asm(context: click.Context, /, **_: object) -> None:
+    """Compile kernels for GPUs and tell what the machine code says; no GPU is needed.
+
+    KERNEL is a name as `epbench run` takes it: direct, direct/push, path/to/file.py:name. Told are
+    registers and memory, what an SM holds, how wide accesses are, what orders them, and what the
+    loop that moves rows costs and has under way.
+    """
+    from bench.asm.command import asm as run_asm
+
+    def say(text: str) -> None:
+        with _stdout():
+            sys.stdout.write(text)
+
+    run_asm(context, say, lambda page: _print_page(page, written=[]))
+
+
 @cli.command(params=[_TRACEBACK])
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--markdown", is_flag=True, help="As Markdown tables.")
@@ -257,7 +282,10 @@ def list_() -> None:
     metavar="SECONDS",
     help="Longest that ranks may take to meet. Default: 30.",
 )
-def doctor(ranks: int | None, timeout: float) -> int:
+@click.option(
+    "--device", type=click.Choice(["cuda"]), help="Look for GPUs and what they need, too."
+)
+def doctor(ranks: int | None, timeout: float, device: str | None) -> int:
     """Tell what works here and what to do about the rest.
 
     A line for each finding begins with ok, note or bad. Under mpirun, mpiexec or srun it shows the
@@ -269,7 +297,7 @@ def doctor(ranks: int | None, timeout: float) -> int:
         with _stdout():
             sys.stdout.write(text)
 
-    return examine(say, ranks, timeout)
+    return examine(say, ranks, timeout, device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -312,12 +340,12 @@ def _trace(settings: _Settings) -> None:
 
 def _refuse(sentence: str, exit_code: int) -> int:
     """Say why there is no result; of several ranks the first speaks."""
-    from comms.mpi.launched import launched
+    from comms.mpi.launched import launched, let_first_speak
 
+    let_first_speak()
     started = launched()
-    if started is not None and started.rank > 0:
-        return exit_code
-    say(sentence)
+    if started is None or started.rank == 0:
+        say(sentence)
     return exit_code
 
 

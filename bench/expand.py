@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bench.cases import CaseSpec
 from bench.grid import Grid, default_grid
 from comms.errors import UsageError
-from comms.fabric import load_fabric
+from comms.fabric import ONE_CARD, load_fabric
 from kernels.devices import MAX_CPU_SMS
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def expand(grids: Iterable[Grid]) -> list[CaseSpec]:
 
 def _expand_one(grid: Grid) -> list[CaseSpec]:
     _refuse_axes(grid)
-    variants = _kernel_variants(grid.kernel)
+    variants = _kernel_variants(grid.kernel, grid.device)
     fabrics = [
         load_fabric(name, cross_rail=grid.cross_rail).at(end)
         for name in grid.fabric
@@ -92,9 +92,13 @@ def _expand_one(grid: Grid) -> list[CaseSpec]:
 def _refuse_axes(grid: Grid) -> None:
     """Refuse axes that a device does not have."""
     expected = default_grid(grid.device)
+    if grid.device != "cuda" and ONE_CARD in grid.fabric:
+        raise UsageError(f"fabric {ONE_CARD} is for device cuda, not for {grid.device}")
     if grid.device == "sim":
         return
-    for axis in ("fabric", "sm_copy", "skew_us", "prefix"):
+    # On GPUs a fabric tells the bounds, and is refused where they are others.
+    fabric = () if grid.device == "cuda" else ("fabric",)
+    for axis in (*fabric, "sm_copy", "skew_us", "prefix"):
         value, only = getattr(grid, axis), getattr(expected, axis)
         if value != only:
             got = ",".join(map(str, value)) if isinstance(value, tuple) else value
@@ -134,8 +138,14 @@ def _workloads(grid: Grid) -> list[Workload]:
     return workloads
 
 
-def _kernel_variants(asked: tuple[str, ...]) -> list[tuple[str, str, KernelFile | None]]:
-    from kernels.registry import kernel_names, variants
+def _kernel_variants(
+    asked: tuple[str, ...], device: str
+) -> list[tuple[str, str, KernelFile | None]]:
+    """Return kernels with their variants: those asked for, else those that the device has.
+
+    Of a kernel that the device has not at all they are all variants, which then say so.
+    """
+    from kernels.registry import find_protocol, kernel_names, variants
 
     names = kernel_names()
     found: list[tuple[str, str, KernelFile | None]] = []
@@ -150,7 +160,9 @@ def _kernel_variants(asked: tuple[str, ...]) -> list[tuple[str, str, KernelFile 
             raise UsageError(
                 f"no variant {variant!r} of {kernel}{_nearest(variant, variants(kernel))}"
             )
-        found.extend((kernel, each, None) for each in ([variant] if slash else variants(kernel)))
+        known = [each for each in variants(kernel) if device in find_protocol(kernel, each).devices]
+        chosen = [variant] if slash else known or variants(kernel)
+        found.extend((kernel, each, None) for each in chosen)
     return found
 
 

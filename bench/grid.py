@@ -14,6 +14,7 @@ from comms.fabric import CrossRail, End
 DEVICES = {
     "sim": "predictions in virtual time, anywhere",
     "cpu": "the same kernels in real memory, an MPI process per rank, on real clocks",
+    "cuda": "the same kernels on GPUs, an MPI process per rank, or all ranks on one GPU",
 }
 
 
@@ -62,9 +63,9 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return msgspec.convert(msgspec.to_builtins(self), dict[str, AxisValue | list[AxisValue]])
 
 
-#: What a run on a device is where nobody says otherwise. On `cpu` nothing caps, rows move whole,
-#: an SM is a thread, and the baseline is the library itself and not the model of another. Of the
-#: baselines' variants these are the two that rows are compared with.
+#: What a run on a device is where nobody says otherwise. On real clocks nothing caps, rows move
+#: whole, and the baseline is the library itself and not the model of another; on `cpu` an SM is a
+#: thread. Of the baselines' variants these are the two that rows are compared with.
 DEFAULTS = {
     "sim": Grid(kernel=("direct", "nccl_like/dedup", "nccl_like/selection")),
     "cpu": Grid(
@@ -73,6 +74,13 @@ DEFAULTS = {
         fabric=("uncapped",),
         ranks_per_node=(2,),
         num_sms=(1,),
+        prefix=None,
+    ),
+    "cuda": Grid(
+        device="cuda",
+        kernel=("direct", "nccl/dedup", "nccl/selection"),
+        fabric=("uncapped",),
+        num_sms=(20,),
         prefix=None,
     ),
 }

@@ -18,6 +18,8 @@ from bench.observed import Progress, Runner
 from bench.records.record import Case, Check, Op, Status
 from bench.traffic.bounds import HalfOp
 from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure, UsageError
+from comms.failed import DoesNotFit
+from kernels.devices import MAX_CUDA_TOPK
 from kernels.protocol import Form, Protocol
 from kernels.registry import find_protocol
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from bench.measured import Team
 
 _OPS: tuple[Op, ...] = ("dispatch", "combine", "pair")
+_HALVES: tuple[Op, ...] = ("dispatch", "combine")
+_PROFILED = "profiled as a part of the pair"
 
 
 def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) -> list[Case]:
@@ -48,12 +52,16 @@ def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) ->
         reason = refusal_of(spec, protocol, op)
         if reason is not None:
             cases[op] = _blank(spec, protocol, op, "skipped", reason)
+    if team is not None and team.timing.profile and "pair" not in cases:
+        for op in _HALVES:
+            cases.setdefault(op, _blank(spec, protocol, op, "skipped", _PROFILED))
     accepted = [op for op in _OPS if op not in cases]
     if accepted:
         try:
             runner = _open(spec, protocol, team)
         except RuntimeFailure as error:
-            cases |= {op: _blank(spec, protocol, op, "error", str(error)) for op in accepted}
+            status: Status = "skipped" if isinstance(error, DoesNotFit) else "error"
+            cases |= {op: _blank(spec, protocol, op, status, str(error)) for op in accepted}
         else:
             cases |= _run_all(spec, protocol, runner, accepted, on_progress)
             # Not after an exception: closing takes all ranks, and this one has left them.
@@ -71,6 +79,11 @@ def refusal_of(spec: CaseSpec, protocol: Protocol, op: Op) -> str | None:
     """Return why a protocol does not run an operation of a spec, or None."""
     if spec.device not in protocol.devices:
         return f"runs on device {' or '.join(protocol.devices)} only"
+    if spec.device == "cuda" and spec.workload.num_topk > MAX_CUDA_TOPK:
+        return (
+            f"a token's selections have a lane each on device cuda, so top-k is at most "
+            f"{MAX_CUDA_TOPK}, got {spec.workload.num_topk}"
+        )
     return protocol.refuses(spec.shape(), op, cross_rail=spec.fabric.cross_rail)
 
 
@@ -164,6 +177,7 @@ def _run_case(
         p99_us=percentile(samples, 99) if len(samples) >= _ENOUGH_FOR_P99 else None,
         skew_pct=seen.skew_pct,
         rank_us=seen.rank_us,
+        rank_timer_us=list(seen.rank_timer_us),
         memcpy_us=percentile(copies, 50) if copies else None,
         memcpy_samples_us=copies,
         bound_own_us=own_us if capped else None,
@@ -174,6 +188,7 @@ def _run_case(
         gbs=account.rates(halves, time_us),
         check=check,
         sim=seen.sim,
+        clocks=seen.clocks,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bench.check import CheckResult
-from bench.records.record import Sim
+from bench.records.record import Clocks, Sim
 from bench.traffic.account import Account
 from bench.traffic.bounds import HalfOp
 
@@ -22,9 +22,11 @@ class Observed:
         samples_us: time of each iteration, the slowest rank's.
         phases_us: time of each launch by its name, the slowest rank's.
         skew_pct: how far ranks were apart, relative to the time.
-        rank_us: each rank's own median time; none where a device has one clock.
+        rank_us: median time of each process's ranks; none where a device has one clock.
+        rank_timer_us: likewise by the timers of their GPUs, none where there are none.
         memcpy_samples_us: time of `memcpy` of the same received bytes before each iteration, the
             slowest rank's; none where it was not timed.
+        clocks: what the GPUs' clocks did.
         sim: what a simulator did.
     """
 
@@ -33,7 +35,9 @@ class Observed:
     phases_us: dict[str, float]
     skew_pct: float
     rank_us: list[float]
+    rank_timer_us: Sequence[float] = ()
     memcpy_samples_us: Sequence[float] = ()
+    clocks: Clocks | None = None
     sim: Sim | None = None
 
 

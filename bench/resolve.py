@@ -1,5 +1,8 @@
 """What a command line asks for: its flags as grids of axes and as a timing."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import click
 import msgspec
 
@@ -8,6 +11,7 @@ from bench.options import GRID_OPTIONS
 from bench.suites import suite
 from bench.timing import Timing
 from comms.errors import UsageError
+from comms.fabric import ONE_CARD
 
 
 def resolve(context: click.Context, launched_ranks: int | None) -> list[Grid]:
@@ -37,11 +41,18 @@ def resolve(context: click.Context, launched_ranks: int | None) -> list[Grid]:
             grids = tuple(grid for grid in grids if grid.device == given["device"])
         if not grids:
             raise UsageError(f"suite {flags['suite']} has nothing for device {flags['device']}")
-    if flags["ranks"] is not None:
+    if shared := flags.get("ranks_per_card"):
+        given |= _on_one_card(shared, flags, given, grids)
+    elif flags["ranks"] is not None:
         if "ranks_per_node" in given:
             raise UsageError("--ranks and --ranks-per-node cannot be given together; give one")
         given["ranks_per_node"] = _per_node(flags["ranks"], given.get("nodes", (1,)))
-    elif launched_ranks and not flags.get("suite") and "ranks_per_node" not in given:
+    elif (
+        launched_ranks
+        and not flags.get("suite")
+        and "ranks_per_node" not in given
+        and given.get("fabric") != (ONE_CARD,)
+    ):
         given["ranks_per_node"] = _per_node((launched_ranks,), given.get("nodes", (1,)))
     return [msgspec.structs.replace(grid, **given) for grid in grids]
 
@@ -49,12 +60,39 @@ def resolve(context: click.Context, launched_ranks: int | None) -> list[Grid]:
 def timing_of(context: click.Context) -> Timing:
     """Return how often the command line wants clocks to be read."""
     flags = context.params
+    profile = flags.get("profile", False)
     return Timing(
-        num_iters=flags["iters"],
-        num_warmup=flags["warmup"],
+        num_iters=0 if profile else flags["iters"],
+        num_warmup=0 if profile else flags["warmup"],
         check=flags["check"],
         timeout_s=flags["timeout"],
+        memory=flags.get("memory", Timing().memory),
+        graph=flags.get("graph", False),
+        profile=profile,
     )
+
+
+def _on_one_card(
+    world_sizes: tuple[int, ...],
+    flags: Mapping[str, Any],
+    given: Mapping[str, Any],
+    grids: Sequence[Grid],
+) -> dict[str, Any]:
+    """Return the axes of worlds of these sizes whose ranks share one GPU."""
+    for name, flag in (("ranks_per_node", "ranks-per-node"), ("fabric", "fabric")):
+        if name in given:
+            raise UsageError(f"--ranks-per-card and --{flag} cannot be given together; give one")
+    if flags["ranks"] not in (None, world_sizes):
+        raise UsageError(
+            "--ranks-per-card is the number of all ranks, which share one GPU: leave out --ranks, "
+            "or start a rank a GPU"
+        )
+    if any(grid.device != "cuda" for grid in grids):
+        raise UsageError("--ranks-per-card is for device cuda: ask for --device cuda")
+    return {
+        "fabric": (ONE_CARD,),
+        "ranks_per_node": _per_node(world_sizes, given.get("nodes", (1,))),
+    }
 
 
 def _per_node(world_sizes: tuple[int, ...], nodes: tuple[int, ...]) -> tuple[int, ...]:

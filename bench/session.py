@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from bench.check import CheckResult, check_combine, check_dispatch
 from bench.traffic.bounds import HalfOp
 from bench.traffic.plan import Plan
 from bench.workloads.routing import Routing
+from bench.workloads.whole_numbers import whole_numbers
 from bench.workloads.workload import Workload
 from kernels.devices.base import GUARD_ROWS, Device, World
 from kernels.protocol import COMBINE_OUTPUTS, DISPATCH_OUTPUTS, Form, Granularity, Protocol
@@ -85,8 +87,8 @@ class Session:
         self._device = open_device(protocol, world)
         self._num_loads = 0
         for rank in self._device.ranks:
-            self._write(rank, "topk_idx", routing.topk_idx[rank])
-            self._write(rank, "topk_weights", routing.topk_weights[rank])
+            self._device.write(rank, "topk_idx", routing.topk_idx[rank])
+            self._device.write(rank, "topk_weights", routing.topk_weights[rank])
 
     def load(self, ops: Sequence[HalfOp], form: Form) -> Inputs:
         """Write new data for operations and poison their outputs."""
@@ -127,17 +129,14 @@ class Session:
         strides = self._device.row_strides()
         parts = {}
         for name in names:
-            region = self._device.view(rank, name)
+            num_bytes = self._device.windows.layout[name].num_bytes
             stride = strides.get(name, self.shape.combine_row.stride_bytes)
             if name == "recv_counts":
-                stride = len(region)
+                stride = num_bytes
             if name in strides:
-                region = region[: (int(self._num_recv[rank]) + GUARD_ROWS) * stride]
-            parts[name] = region.reshape(-1, stride)
+                num_bytes = (int(self._num_recv[rank]) + GUARD_ROWS) * stride
+            parts[name] = self._device.read(rank, name, num_bytes=num_bytes).reshape(-1, stride)
         return parts
-
-    def _write(self, rank: int, name: str, values: npt.NDArray[np.generic]) -> None:
-        self._device.view(rank, name)[: values.nbytes] = values.reshape(-1).view(np.uint8)
 
     def _inputs(self, salt: int) -> Rows:
         rows = [
@@ -145,7 +144,7 @@ class Session:
             for rank, count in enumerate(self._num_tokens)
         ]
         for rank in self._device.ranks:
-            self._write(rank, "x", rows[rank])
+            self._device.write(rank, "x", rows[rank])
         return rows
 
     def _outputs_of_experts(self, salt: int) -> Rows:
@@ -153,29 +152,32 @@ class Session:
             self._work.y(rank, int(count), self.shape.combine_row, salt)
             for rank, count in enumerate(self._num_recv)
         ]
+        if self._protocol.whole_numbers:
+            rows = [whole_numbers(each, self.shape.combine_row) for each in rows]
         for rank in self._device.ranks:
-            self._write(rank, "y", rows[rank])
+            self._device.write(rank, "y", rows[rank])
         return rows
 
     def _check_dispatch(self, rank: int, x: Rows, num_late: int) -> CheckResult:
         expected = dispatch_to(rank, x, self._index)
         num_rows = int(self._num_recv[rank]) + GUARD_ROWS
         num_ids = expected.recv_topk_idx.shape[1]
-        stride = self.shape.dispatch_row.stride_bytes
-        view = self._device.view
+
+        def rows(name: str, dtype: npt.DTypeLike, width: int) -> npt.NDArray[Any]:
+            num_bytes = num_rows * width * np.dtype(dtype).itemsize
+            return self._device.read(rank, name, dtype, num_bytes).reshape(num_rows, width)
+
         found = Dispatched(
-            recv_x=view(rank, "recv_x")[: num_rows * stride].reshape(num_rows, stride),
-            recv_topk_idx=view(rank, "recv_topk_idx", np.int32)[: num_rows * num_ids].reshape(
-                num_rows, num_ids
+            recv_x=rows("recv_x", np.uint8, self.shape.dispatch_row.stride_bytes),
+            recv_topk_idx=rows("recv_topk_idx", np.int32, num_ids),
+            recv_topk_weights=rows("recv_topk_weights", np.float32, num_ids),
+            recv_counts=self._device.read(rank, "recv_counts", np.int32).reshape(
+                expected.recv_counts.shape
             ),
-            recv_topk_weights=view(rank, "recv_topk_weights", np.float32)[
-                : num_rows * num_ids
-            ].reshape(num_rows, num_ids),
-            recv_counts=view(rank, "recv_counts", np.int32).reshape(expected.recv_counts.shape),
         )
         return check_dispatch(rank, found, expected, index=self._index, num_late=num_late)
 
     def _check_combine(self, rank: int, y: Rows, num_late: int) -> CheckResult:
         expected = combine_to(rank, y, self._index, hops=self._protocol.hops)
-        found = self._device.view(rank, "out")[: expected.size].reshape(expected.shape)
+        found = self._device.read(rank, "out", num_bytes=expected.size).reshape(expected.shape)
         return check_combine(rank, found, expected, num_late=num_late)

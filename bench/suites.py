@@ -8,7 +8,7 @@ import msgspec
 
 from bench.grid import DEFAULTS, Grid
 from comms.errors import UsageError
-from comms.fabric import End
+from comms.fabric import ONE_CARD, End
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,34 @@ _ON_CPU = tuple(
     for ranks in (2, 4)
 )
 
+
+def _on_one_card(ranks: int, **axes: object) -> Grid:
+    grid = msgspec.structs.replace(
+        DEFAULTS["cuda"], fabric=(ONE_CARD,), ranks_per_node=(ranks,), num_sms=(8,)
+    )
+    return msgspec.structs.replace(grid, **axes)
+
+
+_OURS = ("direct", "ring", "low_latency")
+_OURS_OVER_NODES = ("two_hop", "ring_two_hop")
+#: Few tokens in both forms for every kernel, then what moves many.
+_ON_ONE_CARD = (
+    *(
+        _on_one_card(ranks, kernel=_OURS, tokens=(128,), form=("fresh", "cached"))
+        for ranks in (2, 4, 8)
+    ),
+    *(
+        _on_one_card(
+            ranks, nodes=(2,), kernel=_OURS_OVER_NODES, tokens=(128,), form=("fresh", "cached")
+        )
+        for ranks in (2, 4)
+    ),
+    *(
+        _on_one_card(ranks, kernel=("direct",), tokens=(4096,), num_sms=(4, 8, 16))
+        for ranks in (2, 4, 8)
+    ),
+)
+
 SUITES = {
     "main": Suite(
         "H800, DeepSeek-V3: EP8 with 4096 tokens per rank, EP16 (2 nodes x 8) with 1024; then 2 "
@@ -89,6 +117,11 @@ SUITES = {
         ),
     ),
     "cpu": Suite("2 and 4 ranks of this machine's cores, 1024 tokens per rank", _ON_CPU),
+    "one-card": Suite(
+        "one GPU: every kernel right on 2, 4 and 8 ranks that share it, and what rows cost in its "
+        "own memory beside memcpy; none of it is a figure of links",
+        _ON_ONE_CARD,
+    ),
     "reference": Suite(
         "main with 4096 tokens everywhere, over the range of an SM's copy rate: results/reference",
         _worlds(tokens_over_nodes=4096, sm_copy=("mid", "low", "high")),

@@ -14,9 +14,15 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         check: `"ends"` checks a run before the iterations and the last of them; `"each"` gives
             every iteration new data and checks what it leaves.
         timeout_s: longest wait of a kernel or of a rank.
+        memory: how ranks on GPUs map each other's memory, by CUDA IPC or by windows of NCCL.
+        graph: whether launches are replayed from a CUDA graph.
+        profile: whether each kernel is launched once, with what profilers want.
     """
 
     num_iters: int = 30
     num_warmup: int = 5
     check: Literal["ends", "each"] = "ends"
     timeout_s: float = 60.0
+    memory: Literal["ipc", "nccl"] = "ipc"
+    graph: bool = False
+    profile: bool = False

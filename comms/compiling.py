@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numba
 
 from comms.errors import UsageError
+from comms.parts import kept_part
 from comms.sources import digest_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,8 +100,5 @@ def inner(function: F) -> F:
     Division by zero is the caller's to exclude.
     """
     use_cache()
-    compiled: F = _inner(function)
+    compiled: F = kept_part(function, error_model="numpy")
     return compiled
-
-
-_inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy", cache=True)

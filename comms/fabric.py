@@ -15,6 +15,8 @@ import msgspec
 
 from comms.errors import UsageError
 
+#: Profiles without caps: links that bind nothing, and ranks that share one GPU.
+UNCAPPED, ONE_CARD = "uncapped", "one-card"
 FABRICS_DIR = Path(__file__).parent / "fabrics"
 
 CrossRail = Literal["spine", "forbidden"]
@@ -112,7 +114,8 @@ class Fabric:
         name: profile name, for example `"h800"`.
         cross_rail: `"spine"` where NIC i reaches NIC j of another node, else `"forbidden"`.
         sm_end: which end of the `copy_gbs` range is in force.
-        capped: False for `uncapped`, whose links bind nothing.
+        capped: False where no links bind anything: `uncapped`, and `one-card`, whose ranks share a
+            GPU.
     """
 
     name: str
@@ -129,7 +132,7 @@ class Fabric:
     @property
     def capped(self) -> bool:
         """Whether the links bound anything."""
-        return self.name != "uncapped"
+        return self.name not in (UNCAPPED, ONE_CARD)
 
     def copy_gbs(self, mechanism: Mechanism) -> float:
         """Return an SM's copy rate by `mechanism` in GB/s, at `sm_end` of its range."""
@@ -152,12 +155,15 @@ def load_fabric(name: str, *, cross_rail: CrossRail | None = None) -> Fabric:
     """Load the profile `name`.
 
     Args:
-        name: one of `fabric_names()`.
+        name: one of `fabric_names()`, or ONE_CARD, which is of device `cuda` only.
         cross_rail: replaces the profile's own value where given.
 
     Raises:
         UsageError: there is no such profile.
     """
+    if name == ONE_CARD:
+        uncapped = load_fabric(UNCAPPED, cross_rail=cross_rail)
+        return replace(uncapped, name=ONE_CARD, gpu="one GPU, which all ranks share")
     if name not in fabric_names():
         raise UsageError(f"no fabric {name!r}; choose one of {', '.join(fabric_names())}")
     profile = msgspec.convert(_read(name), _Profile)

@@ -62,5 +62,7 @@ def _refuses(launches: Launches, shape: Shape) -> str | None:
     for op in ("dispatch", "combine"):
         for launch in launches(op, "fresh"):
             if isinstance(launch, KernelLaunch) and launch.warps(shape) > MAX_WARPS:
-                return too_many_warps(f"warps of {launch.name} in CUDA C++", launch.warps(shape), MAX_WARPS)
+                return too_many_warps(
+                    f"warps of {launch.name} in CUDA C++", launch.warps(shape), MAX_WARPS
+                )
     return None

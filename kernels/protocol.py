@@ -13,6 +13,8 @@ from kernels.shape import Shape
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+    from comms.collectives import Collectives, RowSplits, Wanted
+
 Op = Literal["dispatch", "combine", "pair"]
 Form = Literal["fresh", "cached"]
 Granularity = Literal["rank", "selection"]
@@ -20,6 +22,8 @@ Route = Literal["one_hop", "rail", "pxn"]
 Splits = Literal["exact", "padded", "gathered"]
 Impl = Literal["numba", "cupy", "library"]
 
+#: Largest of the whole numbers that `Protocol.whole_numbers` asks for, down to its negative.
+MOST_WHOLE = 7
 #: Regions that the harness owns: what a user passes in and gets back.
 INPUTS = ("x", "topk_idx", "topk_weights", "y")
 DISPATCH_OUTPUTS = ("recv_x", "recv_topk_idx", "recv_topk_weights", "recv_counts")
@@ -72,14 +76,24 @@ class HostCall:
         comm: the world's communicator.
         shape: sizes.
         settings: the protocol's own parameters.
-        view: region of this rank's window as a flat array of a type, by its name or by the name of
-            a setting that stands for it.
+        view: region of this rank's window as a flat array of a type, NumPy's or on `cuda` CuPy's,
+            by its name or by the name of a setting that stands for it.
+        library: what `Protocol.library` asks for.
+        kept: how rows were split, by names of the protocol's own; one for all of a device's runs.
     """
 
     comm: "Intracomm"
     shape: Shape
     settings: Mapping[str, int | str]
-    view: Callable[[str, npt.DTypeLike], npt.NDArray[Any]]
+    view: Callable[[str, npt.DTypeLike], Any]
+    library: "Collectives"
+    kept: dict[str, "RowSplits"]
+
+    def number(self, name: str) -> int:
+        """Return a setting that is a number."""
+        value = self.settings[name]
+        assert isinstance(value, int), f"{name=} is a region"
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +103,13 @@ class HostLaunch:
     Attributes:
         name: phase that its time is recorded as.
         call: what it does on each rank.
+        waits: whether it waits for launches before it, of which some may not have been let go yet;
+            else it only adds to what is queued.
     """
 
     name: str
     call: Callable[[HostCall], None]
+    waits: bool = True
 
 
 #: Launches of an operation, in order.
@@ -134,6 +151,9 @@ class Protocol:
         is_baseline: whether it stands for a library.
         devices: what it runs on.
         impl: what it is made of: Python by Numba, CUDA C++ that CuPy loads, or a library.
+        library: the library that its host launches call on a shape; None where it has none.
+        whole_numbers: whether combine rounds as a library likes: then its rows are small whole
+            numbers, whose sums are the same in any order.
     """
 
     kernel: str
@@ -150,5 +170,7 @@ class Protocol:
     pulls: bool = False
     hops: Literal[1, 2] = 1
     is_baseline: bool = False
-    devices: tuple[str, ...] = ("sim", "cpu")
+    devices: tuple[str, ...] = ("sim", "cpu", "cuda")
     impl: Impl = "numba"
+    library: "Callable[[Shape], Wanted] | None" = None
+    whole_numbers: bool = False

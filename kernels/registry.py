@@ -9,7 +9,16 @@ from kernels.from_file import KernelFile
 from kernels.protocol import Impl, Protocol
 
 #: Kernels in the order of lists, ours first; each is a module with a tuple `PROTOCOLS`.
-_KERNELS = ("direct", "two_hop", "ring", "ring_two_hop", "low_latency", "nccl_like", "mpi")
+_KERNELS = (
+    "direct",
+    "two_hop",
+    "ring",
+    "ring_two_hop",
+    "low_latency",
+    "nccl_like",
+    "nccl",
+    "mpi",
+)
 
 
 def kernel_names() -> list[str]:
@@ -57,9 +66,7 @@ def find_protocol(
         UsageError: there is no such kernel or variant, or not in CUDA C++.
     """
     everything = source.protocols if source else _protocols(kernel)
-    known = [
-        each for each in everything if source or (each.impl == "cupy") == (impl == "cupy")
-    ]
+    known = [each for each in everything if source or (each.impl == "cupy") == (impl == "cupy")]
     for protocol in known:
         if protocol.variant == variant:
             return protocol

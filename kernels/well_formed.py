@@ -31,7 +31,7 @@ from kernels.shape import Shape
 
 _OWNED = (*INPUTS, *DISPATCH_OUTPUTS, *COMBINE_OUTPUTS)
 _HALVES: tuple[Op, ...] = ("dispatch", "combine")
-_DEVICES = ("sim", "cpu")
+_DEVICES = ("sim", "cpu", "cuda")
 
 
 def refuse_malformed(source: KernelFile, variant: str, shape: Shape) -> None:

@@ -77,7 +77,10 @@ def install_fakes(run_spec: RunSpec) -> None:
         variants=lambda kernel: VARIANTS[kernel],
         describe=lambda kernel: f"About {kernel}.",
         find_protocol=lambda kernel, variant, source=None: SimpleNamespace(
-            kernel=kernel, variant=variant, knobs=(WARPS,) if kernel == "direct" else ()
+            kernel=kernel,
+            variant=variant,
+            knobs=(WARPS,) if kernel == "direct" else (),
+            devices=("sim", "cpu", "cuda"),
         ),
     )
     sys.modules["bench.harness"] = harness

@@ -1,7 +1,7 @@
 """A device of this machine's CPUs for kernels of CUDA C++: lanes of real memory, and no times."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import host_world

@@ -181,6 +181,7 @@ def test_suites_expand(name: str) -> None:
     worlds = {
         "sim": {"family": {8, 16, 32}, "family-ep64": {64}}.get(name, {8, 16}),
         "cpu": {2, 4},
+        "cuda": {2, 4, 8},
     }
     of_suite = {
         "quick": {"direct", "nccl_like"},
@@ -190,6 +191,7 @@ def test_suites_expand(name: str) -> None:
     kernels = {
         "sim": of_suite.get(name, {"direct", "two_hop", "nccl_like"}),
         "cpu": {"direct", "mpi"},
+        "cuda": {"direct", "ring", "low_latency", "two_hop", "ring_two_hop"},
     }
     specs = expand(SUITES[name].grids)
     for device in {spec.device for spec in specs}:

@@ -8,7 +8,7 @@ import pytest
 from cpu_world import CpuWorld, Programs, Step
 from test_cpu_machine import line_of
 
-from comms.cpu.machine import ProgramFailed
+from comms.failed import ProgramFailed
 from kernels.isa import NUM_GROUPS
 
 SHORT_S = 0.3

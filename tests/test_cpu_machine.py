@@ -13,9 +13,9 @@ import pytest
 from cpu_world import REGIONS, WAIT_S, CpuWorld, Programs, Step, Times, succeeded
 from numba import njit, types
 
-from comms.cpu.machine import ProgramFailed
 from comms.cpu.program import MEET, Launch
 from comms.errors import EpbenchError, TimeoutFailure
+from comms.failed import ProgramFailed
 from comms.fiber import install_switch
 from comms.memory import POISON
 from kernels.isa import MOST_SEGMENTS, cpu

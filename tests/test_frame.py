@@ -6,7 +6,7 @@ import msgspec
 import pandas as pd
 
 from bench.records.frame import load_frame, phases_frame, results_frame
-from bench.records.record import Run, encode_run
+from bench.records.record import Clocks, Run, encode_run
 
 
 def test_one_row_per_case_in_order(run: Run) -> None:
@@ -30,6 +30,17 @@ def test_cells_are_scalars_with_nested_fields_flattened(run: Run) -> None:
         for name in frame.columns
         if frame[name].map(lambda cell: isinstance(cell, (list, dict))).any()
     ]
+
+
+def test_clocks_are_flattened(run: Run) -> None:
+    clocks = Clocks(
+        sm_mhz_min=1, sm_mhz_max=2, reasons=["power cap", "heat"], num_slowed=3, num_discarded=0
+    )
+    run.cases = [msgspec.structs.replace(run.cases[0], clocks=clocks), run.cases[1]]
+    frame = results_frame([run])
+    assert frame.iloc[0]["clocks_reasons"] == "power cap, heat"
+    assert frame.iloc[0]["clocks_num_slowed"] == 3
+    assert pd.isna(frame.iloc[1]["clocks_reasons"])
 
 
 def test_absent_is_na_and_types_stay(run: Run) -> None:

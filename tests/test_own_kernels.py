@@ -207,10 +207,10 @@ MALFORMED = {
     "devices": (
         _KNOBS,
         f"{_KNOBS} devices=('sim', 'gpu'),",
-        "devices must be a tuple of sim or cpu, got ('sim', 'gpu')",
+        "devices must be a tuple of sim or cpu or cuda, got ('sim', 'gpu')",
     ),
-    "a device": (_KNOBS, f"{_KNOBS} devices='sim',", "a tuple of sim or cpu, got 'sim'"),
-    "no device": (_KNOBS, f"{_KNOBS} devices=(),", "a tuple of sim or cpu, got ()"),
+    "a device": (_KNOBS, f"{_KNOBS} devices='sim',", "a tuple of sim or cpu or cuda, got 'sim'"),
+    "no device": (_KNOBS, f"{_KNOBS} devices=(),", "a tuple of sim or cpu or cuda, got ()"),
     "parameter": ("free arrived", "free arrived nope", "asks for parameter nope, which is neither"),
     "instruction": (
         "isa.copy_row(",

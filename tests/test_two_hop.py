@@ -11,7 +11,7 @@ from bench import harness
 from bench.grid import Grid
 from kernels.two_hop import PROTOCOLS
 
-(RAIL,) = PROTOCOLS
+RAIL, _ = PROTOCOLS
 _DISPATCH, _COMBINE = "kernels.two_hop.dispatch", "kernels.two_hop.combine"
 _SENDERS, _PLACES = "kernels.two_hop.senders", "kernels.two_hop.places"
 #: Ranks enough that one ends before the others' rows for it have come.

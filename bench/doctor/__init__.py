@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LINGER_S = 3.0
 
 
-def examine(say: Say, num_ranks: int | None, timeout_s: float) -> int:
+def examine(say: Say, num_ranks: int | None, timeout_s: float, device: str | None = None) -> int:
     """Print all findings and return 0.
 
     Ranks that a launcher started end their processes here if they do not all meet.
@@ -34,6 +34,7 @@ def examine(say: Say, num_ranks: int | None, timeout_s: float) -> int:
         say: writes text.
         num_ranks: ranks to start and show, None for none.
         timeout_s: longest that ranks may take.
+        device: `"cuda"` to look for GPUs and what they need, too.
 
     Raises:
         UsageError: something does not work, or ranks are to start ranks.
@@ -47,32 +48,48 @@ def examine(say: Say, num_ranks: int | None, timeout_s: float) -> int:
                 f"--ranks starts ranks, but {started.launcher} has started {started.size}: leave "
                 "out --ranks, or start epbench alone"
             )
-        return _examine_as_rank(say, started, timeout_s)
+        return _examine_as_rank(say, started, timeout_s, device)
     page = Page(say)
     mpi = find_mpi(None, None)
-    tell_machine(page, mpi)
+    tell_machine(page, mpi, device)
+    if device == "cuda":
+        _tell_cuda(page)
     if num_ranks is not None:
-        _start_and_tell(page, mpi.launcher, num_ranks, timeout_s)
+        _start_and_tell(page, mpi.launcher, num_ranks, timeout_s, device)
     if page.bad:
         _refuse(UsageError, page)
     return 0
 
 
+def _tell_cuda(page: Page) -> None:
+    from bench.doctor.cuda import tell_cuda
+
+    tell_cuda(page)
+
+
+def _tell_ranks(page: Page, rows: list[Row], device: str | None) -> None:
+    tell_ranks(page, rows)
+    if device == "cuda":
+        from bench.doctor.cuda import tell_cards
+
+        tell_cards(page, rows)
+
+
 def _start_and_tell(
-    page: Page, launcher: Launcher | None, num_ranks: int, timeout_s: float
+    page: Page, launcher: Launcher | None, num_ranks: int, timeout_s: float, device: str | None
 ) -> None:
     if launcher is None:
         page.note("ranks", "none were started, for want of a launcher: see launcher")
         return
     try:
-        rows = start_ranks(launcher, num_ranks, timeout_s)
+        rows = start_ranks(launcher, num_ranks, timeout_s, device)
     except (UsageError, RuntimeFailure) as error:
         page.fail("ranks", str(error))
         _refuse(type(error), page)
-    tell_ranks(page, rows)
+    _tell_ranks(page, rows, device)
 
 
-def _examine_as_rank(say: Say, started: Launched, timeout_s: float) -> int:
+def _examine_as_rank(say: Say, started: Launched, timeout_s: float, device: str | None) -> int:
     from bench.ranks.supervisor import Supervisor
 
     is_first = started.rank == 0
@@ -90,7 +107,7 @@ def _examine_as_rank(say: Say, started: Launched, timeout_s: float) -> int:
         rows: list[Row] | None = None
         if find_library()[0] is not None:
             try:
-                rows = meet(supervisor)
+                rows = meet(supervisor, device)
             except (UsageError, RuntimeFailure) as error:
                 failure = error
         if not is_first:
@@ -98,9 +115,11 @@ def _examine_as_rank(say: Say, started: Launched, timeout_s: float) -> int:
         # What follows asks no other rank, and has limits of its own.
         supervisor.rest()
         page = Page(say)
-        tell_machine(page, find_mpi(started, failure))
+        tell_machine(page, find_mpi(started, failure), device)
+        if device == "cuda":
+            _tell_cuda(page)
         if rows is not None:
-            tell_ranks(page, rows)
+            _tell_ranks(page, rows, device)
         if page.bad:
             _refuse(type(failure or UsageError()), page)
         return 0

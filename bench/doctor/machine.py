@@ -70,9 +70,9 @@ def find_mpi(started: Launched | None, why_not_met: EpbenchError | None) -> Mpi:
     return Mpi(library, launcher, started, why_not_met=why_not_met)
 
 
-def tell_machine(page: Page, mpi: Mpi) -> None:
-    """Tell everything but the ranks."""
-    _tell_devices(page, mpi)
+def tell_machine(page: Page, mpi: Mpi, device: str | None = None) -> None:
+    """Tell everything but the ranks, and what a device needs that is looked at by itself."""
+    _tell_devices(page, mpi, device)
     _tell_mpi(page, mpi)
     _tell_memory(page)
     num_cores = os.cpu_count() or 1
@@ -91,7 +91,7 @@ def tell_machine(page: Page, mpi: Mpi) -> None:
     page.ok("machine", f"{recorded.os} {recorded.kernel} {recorded.machine}, {model}")
 
 
-def _tell_devices(page: Page, mpi: Mpi) -> None:
+def _tell_devices(page: Page, mpi: Mpi, device: str | None) -> None:
     if why_not := _why_no_fibers():
         page.fail("device sim", why_not)
         page.fail("device cpu", "needs fibers, too: see device sim")
@@ -105,7 +105,8 @@ def _tell_devices(page: Page, mpi: Mpi) -> None:
             page.note("device cpu", "needs a launcher, which sim does not: see launcher")
         else:
             page.ok("device cpu", "measures on real clocks, a process per rank")
-    page.note("device cuda", "not in this version: use sim or cpu")
+    if device is None:
+        page.note("device cuda", "not looked for: epbench doctor --device cuda tells what it needs")
 
 
 def _why_no_fibers() -> str | None:

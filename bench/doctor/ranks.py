@@ -1,7 +1,8 @@
 """The ranks that `epbench doctor` shows: how they meet, and how a lone doctor starts some.
 
-`python -m bench.doctor.ranks FOLDER` is one rank that a doctor started. The first rank leaves the
-rows of all in the folder; a rank that ends early leaves the reason.
+`python -m bench.doctor.ranks FOLDER` is one rank that a doctor started, `bench.doctor.cuda_ranks`
+one that looks for GPUs, too. The first rank leaves the rows of all in the folder; a rank that ends
+early leaves the reason.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Row(msgspec.Struct, frozen=True):
         host: number of its host.
         cores: those that it may run on.
         num_host_cores: cores of its host.
+        gpus: UUIDs of the GPUs that it sees, where they are looked for.
+        why_no_gpus: why it sees none.
     """
 
     rank: int
@@ -44,12 +47,18 @@ class Row(msgspec.Struct, frozen=True):
     pid: int
     cores: list[int]
     num_host_cores: int
+    gpus: list[str] = []
+    why_no_gpus: str = ""
 
 
-def meet(supervisor: Supervisor) -> list[Row] | None:
+def meet(supervisor: Supervisor, device: str | None = None) -> list[Row] | None:
     """Join the other ranks, leave them again and return who they are, None but on the first.
 
     Collective. No page is shared, so that ranks may be on several hosts.
+
+    Args:
+        supervisor: watches.
+        device: `"cuda"` to look for GPUs.
 
     Raises:
         UsageError: the launcher is not the one of the library that mpi4py uses.
@@ -59,6 +68,13 @@ def meet(supervisor: Supervisor) -> list[Row] | None:
 
     supervisor.watch("MPI's start")
     ranks = join(launched())
+    gpus: list[str] = []
+    why_no_gpus = ""
+    if device == "cuda":
+        from bench.doctor.cuda import gpus_of_this_rank
+
+        supervisor.watch("the look for GPUs")
+        gpus, why_no_gpus = gpus_of_this_rank()
     supervisor.watch("the meeting of all ranks")
     row = Row(
         rank=ranks.rank,
@@ -67,6 +83,8 @@ def meet(supervisor: Supervisor) -> list[Row] | None:
         pid=os.getpid(),
         cores=cores(),
         num_host_cores=os.cpu_count() or 1,
+        gpus=gpus,
+        why_no_gpus=why_no_gpus,
     )
     rows = ranks.comm.gather(row)
     supervisor.watch("MPI's end")
@@ -74,13 +92,16 @@ def meet(supervisor: Supervisor) -> list[Row] | None:
     return rows
 
 
-def start_ranks(launcher: Launcher, num_ranks: int, timeout_s: float) -> list[Row]:
+def start_ranks(
+    launcher: Launcher, num_ranks: int, timeout_s: float, device: str | None = None
+) -> list[Row]:
     """Start ranks, wait for their end and return who they were.
 
     Args:
         launcher: what starts them.
         num_ranks: how many.
         timeout_s: when to give up.
+        device: `"cuda"` to look for GPUs.
 
     Raises:
         UsageError: the ranks do not find each other.
@@ -88,8 +109,9 @@ def start_ranks(launcher: Launcher, num_ranks: int, timeout_s: float) -> list[Ro
         TimeoutFailure: the ranks have not ended in time.
     """
     own = os.getpid()
+    module = "bench.doctor.cuda_ranks" if device == "cuda" else "bench.doctor.ranks"
     request = Request([], Timing(timeout_s=timeout_s), own, start_time(own))
-    started = Started(launcher, num_ranks, "bench.doctor.ranks", request)
+    started = Started(launcher, num_ranks, module, request)
     try:
         code = started.wait(timeout_s)
         if code or not (started.folder / _ROWS).exists():
@@ -111,13 +133,13 @@ def start_ranks(launcher: Launcher, num_ranks: int, timeout_s: float) -> list[Ro
     return rows
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, device: str | None = None) -> int:
     """Be one rank that a doctor started and return the exit code."""
     request = read_request(folder)
     supervisor = supervisor_of(folder, request)
 
     def work() -> int:
-        rows = meet(supervisor)
+        rows = meet(supervisor, device)
         if rows is not None:
             write_atomic(folder / _ROWS, msgspec.json.encode(rows))
         return 0

@@ -12,9 +12,10 @@ moves by its step, then by more of them, while that makes the sum less, until no
   full, which fixes the first; with 24 SMs of an H800 the link is, which fixes the second; 24 SMs of
   an H100 are between the two.
 - `low_latency.fixed_us`: then the two low-latency rows of one node.
-- `nic.payload_gbs`: then the four rows of eight nodes, whose NICs are full. A run of them takes
-  minutes, so their times with the committed rate and one step beside it are kept in
-  `data/several_nodes.json`, by which a test sees that no step is better.
+- `nic.payload_gbs`: then the four rows of eight nodes, whose NICs are full.
+
+To run all rows takes minutes, so their times with the committed constants and one step beside them
+are kept in `data/kept.json`, by which a test sees that no step is better.
 
 The committed constants are what a search found. They stay while no search finds any that are better
 by more than noise.
@@ -23,7 +24,7 @@ by more than noise.
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -35,7 +36,7 @@ from bench.validation.calibration import Point, read_points
 from bench.validation.question import Question
 from bench.validation.simulated import simulate
 
-KEPT = Path(__file__).parent / "data" / "several_nodes.json"
+KEPT = Path(__file__).parent / "data" / "kept.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,10 @@ class Stage:
         ]
 
 
+RINGS = Stage(("copy_gbs", "ack_bytes"), ("ring",))
+LOW_LATENCY = Stage(("fixed_us",), ("low_latency",))
 SEVERAL_NODES = Stage(("nic_gbs",), ("ring_two_hop", "low_latency"), several_nodes=True)
-STAGES = (
-    Stage(("copy_gbs", "ack_bytes"), ("ring",)),
-    Stage(("fixed_us",), ("low_latency",)),
-    SEVERAL_NODES,
-)
+STAGES = (RINGS, LOW_LATENCY, SEVERAL_NODES)
 
 
 class Trials:
@@ -116,24 +115,51 @@ class Trials:
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """The time of a row of several nodes with one rate of NICs.
+    """The time of a row with some constants.
 
     Attributes:
         row: its label.
     """
 
+    copy_gbs: float
+    ack_bytes: float
+    fixed_us: float
     nic_gbs: float
     row: str
     simulated_us: float
     published_us: float
 
+    @property
+    def tried(self) -> Constants:
+        """The constants."""
+        return Constants(self.copy_gbs, self.ack_bytes, self.fixed_us, self.nic_gbs)
 
-def keep(trials: Trials, found: Constants) -> list[Kept]:
+
+class KeptTrials(Trials):
+    """Rows of a stage with the times of the file, and no others."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage.points())
+        self._kept = {
+            (one.row, one.tried): (one.simulated_us, one.published_us) for one in read_kept()
+        }
+
+    def times_us(self, point: Point, tried: Constants) -> tuple[float, float]:
+        """Return the kept times of a row.
+
+        Raises:
+            KeyError: these constants were not kept.
+        """
+        return self._kept[point.row.label, tried]
+
+
+def keep(trials: Trials, stage: Stage, found: Constants) -> list[Kept]:
     """Return the times of a stage's rows with some constants and one step beside them."""
     return [
-        Kept(tried.nic_gbs, point.row.label, *trials.times_us(point, tried))
-        for tried in (found, *neighbours(found, SEVERAL_NODES.names))
+        Kept(**asdict(tried), row=point.row.label, simulated_us=simulated, published_us=published)
+        for tried in (found, *neighbours(found, stage.names))
         for point in trials.points
+        for simulated, published in [trials.times_us(point, tried)]
     ]
 
 
@@ -170,7 +196,9 @@ def table(trials: Sequence[Trials], tried: Constants) -> str:
 
 @click.command()
 @click.option("--check", is_flag=True, help="Fail where the committed constants fit worse.")
-@click.option("--write", is_flag=True, help="Keep the times of several nodes.")
+@click.option(
+    "--write", is_flag=True, help="Keep the times by which a test sees that no step is better."
+)
 def main(check: bool, write: bool) -> None:
     """Fit four constants to the twelve published rows about V1's kernels."""
     found, done = START, []
@@ -183,8 +211,9 @@ def main(check: bool, write: bool) -> None:
         f"low_latency.fixed_us = {found.fixed_us:g}, nic.payload_gbs = {found.nic_gbs:g}"
     )
     if write:
-        kept = msgspec.json.encode(keep(done[-1], committed()))
-        KEPT.write_bytes(msgspec.json.format(kept, indent=1) + b"\n")
+        pairs = zip(done, STAGES, strict=True)
+        kept = [one for trial, stage in pairs for one in keep(trial, stage, committed())]
+        KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
     if check and not are_as_good(done, committed(), found):
         click.echo(f"bench.fitting.sm: committed are {committed()}, which fit worse", err=True)
         sys.exit(1)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-_LEFT = {"world", "kernel/variant", "form", "knobs"}
+_LEFT = {"world", "kernel/variant", "form", "knobs", "launch", "figure"}
 _GAP = "  "
 #: A row is never wrapped, also where the terminal is narrower.
 _WIDEST = 1000

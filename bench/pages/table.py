@@ -14,7 +14,7 @@ from bench.pages.budgets import LEGEND as BUDGETS_LEGEND
 from bench.pages.budgets import budgets_table
 from bench.pages.tables import Table
 from bench.records.record import Case, Form, Run, TunedBy
-from comms.fabric import load_fabric
+from comms.fabric import ONE_CARD, load_fabric
 
 COLUMNS = (
     "kernel/variant",
@@ -63,7 +63,8 @@ LEGEND = (
     "efficiency: bound_own / time.",
     "nvlink, rdma: physical GB/s at the busiest port, of its cap in GB/s, and percent of it.",
     "of memcpy: time of memcpy of the bytes that a rank receives, one row per (token, rank), by "
-    "one thread of as many processes at once / time; above 100 % where a row is read once for "
+    "one thread of as many processes at once, or on a GPU that ranks share of all its ranks' bytes "
+    "/ time; above 100 % where a row is read once for "
     "several ranks, or summed as it is read. Median over iterations, each with a memcpy before it: "
     "where a machine's speed changes from row to row, this compares them better than times do.",
     "vs dedup: time of the baseline's fastest dedup row of the block and form, at whatever SMs, "
@@ -187,6 +188,10 @@ def _machine(run: Run) -> tuple[str, ...]:
     if not run.ranks:
         return ()
     where, most = run.environment, len(run.ranks)
+    if any(case.device == "cuda" for case in run.cases):
+        gpus = ", ".join(dict.fromkeys(rank.device for rank in run.ranks))
+        driver = f", driver {where.gpu_driver}" if where.gpu_driver else ""
+        return (f"{most} processes on {gpus}{driver}", *_slowed(run))
     line = f"{most} ranks on {where.num_cpus} cores of {where.cpu_model}, {where.mpi}"
     threads = max(
         (case.world_size * case.num_sms for case in run.cases if case.samples_us), default=0
@@ -195,6 +200,21 @@ def _machine(run: Run) -> tuple[str, ...]:
         return (line,)
     return (
         f"{line}: with up to {threads} SMs of all ranks on them, times include waiting for a core",
+    )
+
+
+def _slowed(run: Run) -> tuple[str, ...]:
+    """Return a line about iterations in which GPUs were slowed."""
+    clocks = [case.clocks for case in run.cases if case.clocks and case.clocks.num_slowed]
+    if not clocks:
+        return ()
+    reasons = dict.fromkeys(reason for one in clocks for reason in one.reasons)
+    slowed, left_out = (
+        sum(getattr(one, name) for one in clocks) for name in ("num_slowed", "num_discarded")
+    )
+    return (
+        f"GPUs were slowed ({', '.join(reasons)}) in {slowed} iterations, {left_out} of which are "
+        "left out",
     )
 
 
@@ -294,7 +314,7 @@ def _title(case: Case) -> str:
     nodes = f"{case.nodes} node{'s' if case.nodes > 1 else ''} x {per_node}"
     parts = [
         case.fidelity.upper(),
-        load_fabric(case.fabric).gpu if case.device == "sim" else f"device {case.device}",
+        load_fabric(case.fabric).gpu if case.device == "sim" else _device(case),
         f"EP{case.world_size} ({nodes})",
         case.preset,
         f"hidden {case.hidden}, {case.num_experts} experts, top-{case.num_topk}",
@@ -309,6 +329,15 @@ def _title(case: Case) -> str:
     if case.skew_us:
         parts.append(f"skew {case.skew_us:g} us")
     return " | ".join(parts)
+
+
+def _device(case: Case) -> str:
+    """Return what ranks on real clocks ran on."""
+    if case.fabric == ONE_CARD:
+        return (
+            f"device {case.device}, {ONE_CARD}: all ranks share one GPU, its memory and its cache"
+        )
+    return f"device {case.device}"
 
 
 def _units(case: Case, rivals: Mapping[tuple[str, Form], Case]) -> tuple[str, ...]:
@@ -367,7 +396,7 @@ def _range(same: Sequence[Case]) -> str:
 
 def _has_links(case: Case) -> bool:
     """Return whether ranks are joined by links, and not by one memory."""
-    return case.device != "cpu"
+    return case.device != "cpu" and case.fabric != ONE_CARD
 
 
 def _of_memcpy(case: Case) -> str:

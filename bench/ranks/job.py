@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from bench.cases import CaseSpec
-from bench.ranks.request import NEWS, News, Request
+from bench.ranks.request import NEWS, News, Request, is_alone
 from bench.ranks.started import Started
 from bench.records.record import Case, Rank
 from comms.errors import RuntimeFailure
@@ -102,7 +102,7 @@ class Dispatcher:
             on_ranks: told who the ranks are.
         """
         self._on_ranks = on_ranks
-        self._sizes = [spec.world_size for spec in specs if spec.device != "sim"]
+        self._on_ranks_specs = [spec for spec in specs if spec.device != "sim"]
         self._make_request = make_request
         self.job: Job | None = None
         self._why_not: str | None = None
@@ -134,13 +134,15 @@ class Dispatcher:
 
     def _start(self) -> None:
         from comms.mpi.control import start_time
-        from comms.mpi.launcher import find_launcher
+        from comms.mpi.launcher import find_launcher, no_launcher
         from comms.mpi.ranks import library_name
 
+        specs = self._on_ranks_specs
         try:
-            launcher = find_launcher(library_name())
+            launcher = no_launcher() if is_alone(specs) else find_launcher(library_name())
         except RuntimeFailure as error:
             self._why_not = str(error)
             return
         request = self._make_request(os.getpid(), start_time(os.getpid()))
-        self.job = Job(launcher, max(self._sizes), request, self._on_ranks)
+        num_ranks = max(spec.num_processes for spec in specs)
+        self.job = Job(launcher, num_ranks, request, self._on_ranks)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,6 +62,11 @@ class Failure(msgspec.Struct, frozen=True):
 
     exit_code: int
     sentence: str
+
+
+def is_alone(specs: Sequence[CaseSpec]) -> bool:
+    """Whether one process runs all these specs, on one GPU, and so needs no MPI."""
+    return all(spec.device == "cuda" and spec.num_processes == 1 for spec in specs)
 
 
 def read_request(folder: Path) -> Request:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from comms.errors import EpbenchError, Interrupted, TimeoutFailure
-from comms.mpi.launched import launched
+from comms.mpi.launched import let_first_speak
 
 if TYPE_CHECKING:
     from comms.mpi.control import Control
@@ -28,8 +28,6 @@ _LOOK_S = 0.02
 _MARGIN_S = 2.0
 #: How long the rank that tells the cause waits for the others, so that all leave with one code.
 _LEAVE_S = 1.0
-#: How long later ranks leave the word to the first one while there is no shared page.
-_FIRST_SPEAKS_S = 3.0
 
 
 class Supervisor:
@@ -152,21 +150,12 @@ class Supervisor:
         """End the job because of this rank, unless another has ended it."""
         if self.control is not None and not self.control.claim_exit(exit_code):
             self._leave(self.control.exit_code())
-        if self.control is None:
-            self._let_first_speak()
         kept = self._save()
+        if self.control is None:
+            # The ranks have not met: there is no page to tell who ends the job.
+            let_first_speak()
         self._tell(exit_code, f"{sentence}; {kept}" if kept else sentence)
         self._leave(exit_code)
-
-    def _let_first_speak(self) -> None:
-        """Wait where ranks have not met and the first one is likely to have the same to say.
-
-        When it has, the launcher ends this process.
-        """
-        me = launched()
-        if me is not None and me.rank > 0:
-            self._save()
-            time.sleep(_FIRST_SPEAKS_S)
 
     def _leave(self, exit_code: int) -> NoReturn:
         self._save()

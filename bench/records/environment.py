@@ -6,6 +6,7 @@ No host name, no user name and no variable outside `RECORDED_VARIABLES` is read.
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
@@ -18,9 +19,23 @@ from comms.fabric import FABRICS_DIR
 VERSION = "0.1.0"
 
 #: Packages whose version can change a result.
-RECORDED_PACKAGES = ("llvmlite", "ml_dtypes", "mpi4py", "msgspec", "numba", "numpy")
+RECORDED_PACKAGES = (
+    *("llvmlite", "ml_dtypes", "mpi4py", "msgspec", "numba", "numpy"),
+    *("cupy-cuda12x", "cupy-cuda13x", "cuda-bindings", "cuda-core", "nccl4py", "numba-cuda"),
+    *("nvidia-cuda-nvrtc", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "nvidia-nvjitlink"),
+)
 #: Variables that change compiled code or its threads.
 RECORDED_VARIABLES = (
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUDA_MODULE_LOADING",
+    "CUDA_VISIBLE_DEVICES",
+    "NCCL_ALGO",
+    "NCCL_CUMEM_ENABLE",
+    "NCCL_NVLS_ENABLE",
+    "NCCL_P2P_DISABLE",
+    "NCCL_P2P_LEVEL",
+    "NCCL_PROTO",
     "NUMBA_BOUNDSCHECK",
     "NUMBA_CPU_FEATURES",
     "NUMBA_CPU_NAME",
@@ -31,6 +46,8 @@ RECORDED_VARIABLES = (
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _GIT_LIMIT_S = 10
+#: What the driver's kernel module tells.
+_NVIDIA = Path("/proc/driver/nvidia")
 
 
 def tool() -> Tool:
@@ -58,6 +75,7 @@ def environment() -> Environment:
         python=platform.python_version(),
         packages=_versions(),
         env={name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ},
+        gpu_driver=_gpu_driver(),
     )
 
 
@@ -66,7 +84,7 @@ def machine_id(devices: Sequence[str]) -> str:
 
     A simulated time depends on the constants of the profiles and not on the host, so for `sim` this
     is a hash over the contents of all profiles: runs under other constants land in another folder.
-    Times of other devices depend on the machine, whose processor is hashed, too.
+    Times of other devices depend on the machine, whose processor is hashed, too, and on its GPUs.
 
     Args:
         devices: devices of the run's cases.
@@ -77,6 +95,8 @@ def machine_id(devices: Sequence[str]) -> str:
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     if set(devices) - {"sim"}:
         digest.update(f"{_cpu_model()} {os.cpu_count()}".encode())
+    if "cuda" in devices:
+        digest.update(" ".join(_gpu_models()).encode())
     return f"{'-'.join(devices)}-{digest.hexdigest()[:8]}"
 
 
@@ -101,6 +121,25 @@ def _cpu_model() -> str | None:
         return platform.processor() or None
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else None
+
+
+def _gpu_driver() -> str | None:
+    """Return the version of NVIDIA's driver, without asking it."""
+    try:
+        text = (_NVIDIA / "version").read_text()
+    except OSError:
+        return None
+    found = re.search(r"\s(\d+\.\d+[\d.]*)\s", text)
+    return found[1] if found else None
+
+
+def _gpu_models() -> list[str]:
+    """Return the products of this machine's GPUs, without asking the driver."""
+    models = []
+    for path in sorted(_NVIDIA.glob("gpus/*/information")):
+        lines = path.read_text().splitlines()
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
+    return models
 
 
 def _versions() -> dict[str, str]:

@@ -10,8 +10,8 @@ from bench.records.record import Case, Run
 from bench.records.store import read_run
 
 _RUN_COLUMNS = ("run_id", "machine_id", "start_time", "complete")
-_NESTED = ("caps", "bytes", "gbs", "check", "sim", "source")
-_LISTS = ("samples_us", "phases_us", "rank_us", "memcpy_samples_us")
+_NESTED = ("caps", "bytes", "gbs", "check", "sim", "clocks", "source")
+_LISTS = ("samples_us", "phases_us", "rank_us", "rank_timer_us", "memcpy_samples_us")
 
 
 def load_frame(paths: Iterable[Path]) -> pd.DataFrame:
@@ -27,7 +27,8 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     """Return one row per case of the runs.
 
     The columns are the fields of `bench.records.record.Case`; nested ones are flattened
-    (`bytes_nvlink`, `gbs_rdma`, `check_num_wrong`, `caps_nvlink_gbs`, `source_path`), `knobs` and
+    (`bytes_nvlink`, `gbs_rdma`, `check_num_wrong`, `caps_nvlink_gbs`, `clocks_sm_mhz_min`,
+    `source_path`), `knobs` and
     `turned` become text (`chunk_rows=1 push_warps=8`), `samples_us` becomes `num_samples` and
     `phases_us` is left to `phases_frame`. The run's `run_id`, `machine_id`, `start_time` and
     `complete` come first. Absent values are NA. Columns are there with their types even where no
@@ -72,7 +73,8 @@ def _flat(case: Case) -> dict[str, object]:
 def _items(value: object) -> list[tuple[str, object]]:
     if not isinstance(value, msgspec.Struct):
         return []
-    return [(field.name, getattr(value, field.name)) for field in msgspec.structs.fields(value)]
+    pairs = [(field.name, getattr(value, field.name)) for field in msgspec.structs.fields(value)]
+    return [(name, ", ".join(item) if isinstance(item, list) else item) for name, item in pairs]
 
 
 def _column_types() -> dict[str, str]:

@@ -14,7 +14,7 @@ from bench.records.files import decode, encode
 from bench.timing import Timing
 
 SCHEMA = "epbench-run"
-SCHEMA_VERSION = "1.3.0"
+SCHEMA_VERSION = "1.4.0"
 
 Impl = Literal["numba", "cupy", "library"]
 Form = Literal["fresh", "cached"]
@@ -75,6 +75,24 @@ class Sim(msgspec.Struct, frozen=True):
     wall_s: float
 
 
+class Clocks(msgspec.Struct, frozen=True):
+    """What the GPUs' clocks did in the iterations of a case.
+
+    Attributes:
+        sm_mhz_min: lowest clock of an SM, on any rank and after any iteration.
+        sm_mhz_max: highest one.
+        reasons: what slowed a GPU.
+        num_slowed: iterations in which one was.
+        num_discarded: those of them that are not in `samples_us`: none where there are no others.
+    """
+
+    sm_mhz_min: int
+    sm_mhz_max: int
+    reasons: list[str]
+    num_slowed: int
+    num_discarded: int
+
+
 class Source(msgspec.Struct, frozen=True):
     """The file that a kernel is from which is not in the repository.
 
@@ -102,9 +120,13 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         p99_us: percentile, null for fewer than 100.
         skew_pct: how much later the last rank ends than the first, relative to `time_us`; where
             ranks have clocks of their own, how far their median times are apart.
-        rank_us: each rank's own median time, empty for a simulated world.
+        rank_us: each rank's own median time, of each process where ranks share one GPU; empty for a
+            simulated world.
+        rank_timer_us: likewise by its GPU's own timer, from when ranks had met to after the last
+            kernel; empty where there is no GPU.
         memcpy_us: median time of `memcpy` of the bytes that a rank receives, by one thread of as
-            many processes at once; null where it was not timed.
+            many processes at once, or by a GPU of those that all ranks on it receive; null where it
+            was not timed.
         memcpy_samples_us: its times, one before each iteration of `samples_us`.
         bound_own_us: least time for the bytes that this kernel must move.
         bound_best_us: least time under the best known routing.
@@ -112,6 +134,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         phases_us: time of each launch by its name, maximum over ranks.
         sm_copy: which end of the range of the SM's copy rate was used.
         prefix: elements of each row that really moved, null for all.
+        clocks: what GPUs' clocks did, null where there are none or nobody may look.
         source: the file that the kernel is from, null for a built-in one.
         knobs: values of all knobs of the kernel, defaults included.
         turned: names of those that were not at their default.
@@ -155,6 +178,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     p99_us: float | None = None
     skew_pct: float | None = None
     rank_us: list[float] = []
+    rank_timer_us: list[float] = []
     memcpy_us: float | None = None
     memcpy_samples_us: list[float] = []
     bound_own_us: float | None = None
@@ -164,6 +188,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Bytes | None = None
     gbs: Gbs | None = None
     sim: Sim | None = None
+    clocks: Clocks | None = None
     source: Source | None = None
     knobs: dict[str, int] = {}
     turned: list[str] = []
@@ -206,6 +231,7 @@ class Environment(msgspec.Struct, frozen=True):
 
     Attributes:
         mpi: library of the ranks, null where no case needed them.
+        gpu_driver: version of NVIDIA's driver, null where there is none.
     """
 
     os: str
@@ -217,6 +243,7 @@ class Environment(msgspec.Struct, frozen=True):
     packages: dict[str, str]
     env: dict[str, str]
     mpi: str | None = None
+    gpu_driver: str | None = None
 
 
 class Rank(msgspec.Struct, frozen=True):

@@ -89,7 +89,7 @@ class RunStore:
     def set_ranks(self, ranks: list[Rank], mpi: str) -> None:
         """Note the processes of the run and their MPI library, to be written with the next case."""
         self.run.ranks = ranks
-        self.run.environment = msgspec.structs.replace(self.run.environment, mpi=mpi)
+        self.run.environment = msgspec.structs.replace(self.run.environment, mpi=mpi or None)
 
     def add(self, cases: Iterable[Case]) -> None:
         """Append cases and rewrite the files.

@@ -25,6 +25,7 @@ from comms.cpu.state import (
 )
 from comms.cpu.warps import main_context
 from comms.fiber import CONTEXT_BYTES, install_switch, prepare, switch
+from comms.parts import WholeCompiler
 
 
 @inner
@@ -117,7 +118,7 @@ def compiled_program() -> Callable[[int, int], None]:
     """Return `run_program` compiled, from the disk where it is there; it releases the GIL."""
     install_switch()
     use_cache()
-    compiled: Callable[[int, int], None] = njit("void(int64, int64)", cache=True, nogil=True)(
-        run_program
-    )
+    compiled: Callable[[int, int], None] = njit(
+        "void(int64, int64)", cache=True, nogil=True, pipeline_class=WholeCompiler
+    )(run_program)
     return compiled

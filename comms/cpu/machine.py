@@ -10,40 +10,13 @@ import numpy.typing as npt
 from comms.cpu import report, state
 from comms.cpu.loop import compiled_program
 from comms.cpu.program import Launch, Place, Program
-from comms.errors import EpbenchError, TimeoutFailure
+from comms.errors import EpbenchError
+from comms.failed import ProgramFailed
 from comms.fiber import STACK_BYTES, Stacks, start_address
 from comms.memory import PAGE_BYTES, AnyWindows
 
 #: Bytes of a block's scratch memory: addresses of the rows that one reduction reads.
 SCRATCH_BYTES = 8192
-
-
-class ProgramFailed(EpbenchError):
-    """A program ended early on this rank.
-
-    Attributes:
-        is_timeout: whether a wait reached its limit.
-        is_cause: False where another rank's failure ended it.
-        waits: where this rank's warps were and what they waited for.
-    """
-
-    def __init__(
-        self, sentence: str, waits: list[tuple[str, str]], *, is_timeout: bool, is_cause: bool
-    ) -> None:
-        super().__init__(sentence)
-        self.waits = waits
-        self.is_timeout = is_timeout
-        self.is_cause = is_cause
-        self.exit_code = (TimeoutFailure if is_timeout else EpbenchError).exit_code
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _program_failed, (str(self), self.waits, self.is_timeout, self.is_cause)
-
-
-def _program_failed(
-    sentence: str, waits: list[tuple[str, str]], is_timeout: bool, is_cause: bool
-) -> ProgramFailed:
-    return ProgramFailed(sentence, waits, is_timeout=is_timeout, is_cause=is_cause)
 
 
 class Machine:

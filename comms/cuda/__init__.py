@@ -1,1 +1,4 @@
-"""GPUs: the compilers, memory that several of them address, and the libraries between them."""
+"""GPUs: compilers, which card a rank has, memory that all ranks address, NCCL, and their errors.
+
+Nothing here imports a GPU package before a GPU is asked for.
+"""

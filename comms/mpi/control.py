@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from comms.mpi.alone import AloneComm
+
 if TYPE_CHECKING:
     from comms.mpi.ranks import Ranks
 
@@ -37,15 +39,10 @@ class Control:
 
     def __init__(self, ranks: Ranks) -> None:
         """Allocate the page; collective."""
-        from mpi4py import MPI
-
         self._claim = _claim()
         self.rank = ranks.rank
         self.world_size = ranks.world_size
-        rows = 8 * (_HEAD + _ROW * ranks.world_size)
-        self._window = MPI.Win.Allocate_shared(rows if ranks.rank == 0 else 0, 1, comm=ranks.comm)
-        buffer, _ = self._window.Shared_query(0)
-        self._words = np.asarray(buffer, np.uint8).view(np.int64)
+        self._words = self._allocate(ranks, _HEAD + _ROW * ranks.world_size)
         if ranks.rank == 0:
             self._words[:] = 0
         ranks.comm.Barrier()
@@ -53,6 +50,18 @@ class Control:
         row[_PID] = os.getpid()
         row[_STARTED] = start_time(os.getpid())
         ranks.comm.Barrier()
+
+    def _allocate(self, ranks: Ranks, num_words: int) -> Words:
+        """Return words that all ranks share."""
+        if isinstance(ranks.comm, AloneComm):
+            return np.zeros(num_words, np.int64)
+        from mpi4py import MPI
+
+        num_bytes = 8 * num_words if ranks.rank == 0 else 0
+        self._window = MPI.Win.Allocate_shared(num_bytes, 1, comm=ranks.comm)
+        buffer, _ = self._window.Shared_query(0)
+        words: Words = np.asarray(buffer, np.uint8).view(np.int64)
+        return words
 
     @property
     def abort_address(self) -> int:

@@ -1,8 +1,11 @@
 """What a launcher's environment says of this process, before MPI is loaded."""
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+_FIRST_SPEAKS_S = 3.0
 
 _SLURM = "Slurm's srun"
 #: Launchers by what they set: name, variables of the number of ranks and of the rank, and one that
@@ -48,3 +51,14 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
         if environment.get(size, "").isdigit() and environment.get(rank, "").isdigit():
             return Launched(launcher, size, int(environment[size]), int(environment[rank]))
     return None
+
+
+def let_first_speak() -> None:
+    """Wait, as a later rank, where the first one is likely to have the same to say.
+
+    A launcher ends all ranks when one ends with an error, and what the others still had to say is
+    lost: the first must not be among them.
+    """
+    me = launched()
+    if me is not None and me.rank > 0:
+        time.sleep(_FIRST_SPEAKS_S)

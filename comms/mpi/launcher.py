@@ -23,7 +23,7 @@ _DEADLY = (
     signal.SIGILL,
     signal.SIGFPE,
 )
-_OPEN_MPI, _HYDRA = "Open MPI", "Hydra"
+_OPEN_MPI, _HYDRA, _NONE = "Open MPI", "Hydra", "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Launcher:
 
     Attributes:
         path: the program.
-        kind: `"Open MPI"` or `"Hydra"`, which is MPICH's and Intel MPI's.
+        kind: `"Open MPI"`, `"Hydra"`, which is MPICH's and Intel MPI's, or `"none"` for a rank that
+            is a process of its own.
     """
 
     path: Path
@@ -44,6 +45,9 @@ class Launcher:
         There may be more ranks than cores. Ranks are not bound: their SMs are threads that share
         what cores there are.
         """
+        if self.kind == _NONE:
+            assert num_ranks == 1, f"{num_ranks=}"
+            return list(program)
         how = ["--oversubscribe", "--bind-to", "none"] if self.kind == _OPEN_MPI else []
         return [str(self.path), *how, "-n", str(num_ranks), *program]
 
@@ -55,6 +59,8 @@ class Launcher:
         """
         if exit_code < 0:
             return -exit_code
+        if self.kind == _NONE:
+            return None
         if exit_code > _SIGNALLED:
             return exit_code - _SIGNALLED
         return exit_code if self.kind == _HYDRA and exit_code in _DEADLY else None
@@ -69,6 +75,11 @@ class Launcher:
                 environment.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
                 environment.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
         return environment
+
+
+def no_launcher() -> Launcher:
+    """Return what starts the only rank of a world, as a child of this process."""
+    return Launcher(Path(sys.executable), _NONE)
 
 
 def find_launcher(library: str, environment: Mapping[str, str] = os.environ) -> Launcher:

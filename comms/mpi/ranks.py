@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
 _OPEN_MPI = "Open MPI"
+_POLL_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,13 @@ def _describe(comm: Intracomm, library: str) -> Ranks:
         num_hosts=len(firsts),
         library=library,
     )
+
+
+def meet_asleep(ranks: Ranks) -> None:
+    """Wait for all ranks without keeping a core from those that still work; collective."""
+    request = ranks.comm.Ibarrier()
+    while not request.Test():
+        time.sleep(_POLL_S)
 
 
 def cores() -> list[int]:

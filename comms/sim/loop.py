@@ -7,6 +7,7 @@ from numba import njit
 
 from comms.compiling import inner, use_cache
 from comms.fiber import CONTEXT_BYTES, install_switch, prepare, switch
+from comms.parts import WholeCompiler
 from comms.raw import record_at, word_at
 from comms.sim.deliver import arrive
 from comms.sim.events import pop, push, push_launch_end, wake
@@ -111,5 +112,7 @@ def compiled_loop() -> Callable[[int, int, int], bool]:
     """Return `run_slice` compiled, from the disk where it is there."""
     install_switch()
     use_cache()
-    compiled: Callable[[int, int, int], bool] = njit(cache=True)(run_slice)
+    compiled: Callable[[int, int, int], bool] = njit(cache=True, pipeline_class=WholeCompiler)(
+        run_slice
+    )
     return compiled

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from comms.cuda.clocks import Clock
 from comms.errors import UsageError
 from comms.fabric import Fabric
 from comms.memory import POISON, AnyWindows
-from kernels.protocol import Form, KernelLaunch, Protocol
+from kernels.protocol import Form, KernelLaunch, Op, Protocol
 from kernels.shape import Shape
 
 #: Rows after the last expected one that stay poisoned, so that a write past the end is seen.
@@ -36,6 +37,36 @@ class World:
     skew_ps: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What ends a kernel that does not end by itself.
+
+    Attributes:
+        abort_address: address of a word that is not 0 when all kernels shall end.
+        wait_s: longest that a wait may take.
+    """
+
+    abort_address: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """How long an operation took on a process's ranks, in nanoseconds.
+
+    Attributes:
+        phases: name of each launch.
+        total_ns: from when all ranks had met to the end of the last launch.
+        phases_ns: of each launch, `(num_launches,)`.
+        timer_ns: `total_ns` by the GPU's own timer, None where there is none.
+    """
+
+    phases: list[str]
+    total_ns: float
+    phases_ns: npt.NDArray[Any]
+    timer_ns: int | None = None
+
+
 class Device:
     """A protocol's windows, and what its kernels are told.
 
@@ -55,6 +86,28 @@ class Device:
         """Return a region of a rank as a flat array that shares its memory."""
         return self.windows.view(rank, name, dtype)
 
+    def write(self, rank: int, name: str, array: npt.NDArray[Any]) -> None:
+        """Copy an array of the host to the start of a region of an own rank."""
+        data = array.reshape(-1).view(np.uint8)
+        self.view(rank, name)[: len(data)] = data
+
+    def read(
+        self,
+        rank: int,
+        name: str,
+        dtype: npt.DTypeLike = np.uint8,
+        num_bytes: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """Return the first bytes of a region of an own rank, all by default, as a flat array.
+
+        Where the host addresses the memory the array shares it.
+        """
+        return self.view(rank, name)[:num_bytes].view(dtype)
+
+    def fill(self, rank: int, name: str, byte: int, num_bytes: int) -> None:
+        """Set the first bytes of a region of an own rank."""
+        self.view(rank, name)[:num_bytes] = byte
+
     def poison(self, names: Sequence[str], num_rows: npt.NDArray[np.int64]) -> None:
         """Fill outputs of this process's ranks with poison: the rows expected and a few more.
 
@@ -65,10 +118,10 @@ class Device:
         strides = self.row_strides()
         for rank in self.ranks:
             for name in names:
-                region = self.view(rank, name)
-                stride = strides.get(name)
-                end = len(region) if stride is None else (int(num_rows[rank]) + GUARD_ROWS) * stride
-                region[:end] = POISON
+                end, stride = self.windows.layout[name].num_bytes, strides.get(name)
+                if stride is not None:
+                    end = (int(num_rows[rank]) + GUARD_ROWS) * stride
+                self.fill(rank, name, POISON, end)
 
     def row_strides(self) -> dict[str, int]:
         """Return the bytes between rows of the regions that have a row for each received row."""
@@ -122,6 +175,44 @@ class Device:
             f"kernel {self.protocol.kernel} asks for parameter {name}, "
             "which is neither a size, a setting, a region nor a region's address"
         )
+
+
+class MeasuredDevice(Device):
+    """A device on real clocks, one of each process of a world."""
+
+    @property
+    def copies_plainly(self) -> bool:
+        """Whether the time of `copy_plain` is to be held against kernels."""
+        raise NotImplementedError
+
+    def run(self, ops: Sequence[Op], form: Form, *, is_timed: bool = False) -> Timed:
+        """Let all ranks meet, then run operations in order with no host between kernels.
+
+        Args:
+            ops: `dispatch` and `combine`, in order.
+            form: whether counts are exchanged or reused.
+            is_timed: whether the time will be kept: caches are emptied first.
+
+        Raises:
+            ProgramFailed: a kernel failed, here or on another rank.
+            RuntimeFailure: a library or the device failed.
+        """
+        raise NotImplementedError
+
+    def copy_plain(self, num_bytes: int) -> float:
+        """Let all ranks meet, then copy bytes without a kernel; return its nanoseconds."""
+        raise NotImplementedError
+
+    def clock(self) -> Clock | None:
+        """Return what the device's clock is at, None where it has none."""
+        return None
+
+    def reset(self) -> None:
+        """Let kernels of this rank run again after some have failed; none may be running."""
+
+    def close(self) -> None:
+        """Give back what the device holds; collective."""
+        raise NotImplementedError
 
 
 def user_regions(protocol: Protocol, world: World) -> dict[str, int]:

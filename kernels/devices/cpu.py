@@ -11,17 +11,19 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from comms.collectives import RowSplits
 from comms.cpu import program
 from comms.cpu.loop import compiled_program
 from comms.cpu.machine import Machine
 from comms.cpu.program import MEET, Place, Program
 from comms.errors import RuntimeFailure
 from comms.memory import Layout, huge
-from comms.mpi.ranks import Ranks, cores
+from comms.mpi.collectives import HostMemory, MpiCollectives
+from comms.mpi.ranks import Ranks, cores, meet_asleep
 from comms.mpi.window import SharedWindows
 from kernels import packing
 from kernels.devices import MAX_CPU_SMS as MAX_SMS
-from kernels.devices.base import Device, World, user_regions
+from kernels.devices.base import Limits, MeasuredDevice, Timed, World, user_regions
 from kernels.isa import cpu
 from kernels.isa.entry import fiber_entry
 from kernels.protocol import Form, HostCall, HostLaunch, KernelLaunch, Op, Protocol
@@ -33,42 +35,12 @@ _OPS: tuple[Op, ...] = ("dispatch", "combine")
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
-    """When an operation's launches ran on this rank, in nanoseconds of CLOCK_MONOTONIC.
-
-    Attributes:
-        phases: name of each launch.
-        begun_ns: when all ranks had met.
-        start_ns: int64 `(num_launches,)`.
-        end_ns: likewise.
-    """
-
-    phases: list[str]
-    begun_ns: int
-    start_ns: npt.NDArray[np.int64]
-    end_ns: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What ends a kernel that does not end by itself.
-
-    Attributes:
-        abort_address: address of a word that is not 0 when all kernels shall end.
-        wait_s: longest that a wait may take.
-    """
-
-    abort_address: int
-    wait_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Plan:
     phases: list[str]
     steps: list[Program | HostLaunch]
 
 
-class CpuDevice(Device):
+class CpuDevice(MeasuredDevice):
     """This rank's window and threads; every rank of the world makes one at the same time."""
 
     windows: SharedWindows
@@ -90,12 +62,15 @@ class CpuDevice(Device):
         # The first rank compiles for all; the others find the result on the disk.
         if ranks.rank == 0:
             self._compile()
-        ranks.comm.Barrier()
+        meet_asleep(ranks)
         self._compile()
         regions = {**user_regions(protocol, world), **protocol.regions(shape), _RENDEZVOUS: 8}
         self.windows = SharedWindows(Layout(regions), ranks)
         # A communicator of its own: what a kernel's library sends never meets the harness's.
         self._comm = ranks.comm.Dup()
+        # MPI is this device's own library, too.
+        self._library = MpiCollectives(self._comm, HostMemory())
+        self._kept: dict[str, RowSplits] = {}
         self._machine = Machine(
             Place(ranks.rank, shape.world_size, shape.ranks_per_node),
             self.windows,
@@ -114,7 +89,7 @@ class CpuDevice(Device):
         self.windows.close()
         self._comm.Free()
 
-    def run(self, ops: Sequence[Op], form: Form) -> Timed:
+    def run(self, ops: Sequence[Op], form: Form, *, is_timed: bool = False) -> Timed:
         """Let all ranks meet, then run operations in order with no host between kernels.
 
         Raises:
@@ -129,9 +104,15 @@ class CpuDevice(Device):
             ]
         )
         self._machine.check_stacks()
-        return Timed(plan.phases, int(stamps[0, 1]), stamps[1:, 0], stamps[1:, 1])
+        starts, ends = stamps[1:, 0], stamps[1:, 1]
+        return Timed(plan.phases, float(ends.max() - stamps[0, 1]), ends - starts)
 
-    def copy_plain(self, num_bytes: int) -> int:
+    @property
+    def copies_plainly(self) -> bool:
+        """Whether `copy_plain`, which is one thread's, is to be held against kernels."""
+        return self.world.shape.num_sms == 1
+
+    def copy_plain(self, num_bytes: int) -> float:
         """Let all ranks meet, then copy bytes between private buffers by `memcpy`.
 
         The buffers have large pages where the system gives them, which shared memory seldom has.
@@ -207,7 +188,16 @@ class CpuDevice(Device):
 
         start = time.monotonic_ns()
         try:
-            step.call(HostCall(self._comm, self.world.shape, self._settings, self._named))
+            step.call(
+                HostCall(
+                    comm=self._comm,
+                    shape=self.world.shape,
+                    settings=self._settings,
+                    view=self._named,
+                    library=self._library,
+                    kept=self._kept,
+                )
+            )
         except MPI.Exception as error:
             raise RuntimeFailure(f"MPI failed in {step.name}: {error}") from error
         return np.array([[start, time.monotonic_ns()]], np.int64)

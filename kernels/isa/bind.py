@@ -145,6 +145,24 @@ def rebuild(
     return rebuilt
 
 
+def name_files(function: Callable[..., Any]) -> None:
+    """Let reports name the files of a kernel and of its helpers, which need not be bound here."""
+    todo, seen = [function], set()
+    while todo:
+        one = todo.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        assert isinstance(one, FunctionType), f"{one} is not a plain function"
+        waits.name_file(one.__module__, inspect.getsourcefile(one) or "")
+        values = [one.__globals__.get(name) for name in global_names(one)]
+        todo += [
+            value
+            for value in values
+            if isinstance(value, FunctionType) and value.__module__ != specification.__name__
+        ]
+
+
 def global_names(function: FunctionType) -> list[str]:
     """Return the globals that a function reads; attributes of the same name are none."""
     instructions = dis.get_instructions(function)

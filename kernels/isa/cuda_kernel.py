@@ -21,15 +21,17 @@ import kernels.isa as specification
 from comms.cuda.cubins import Cubin, kept
 from comms.cuda.toolchain import capability, compile_cxx, link
 from kernels.isa.bind import bind, global_names, instruction, parse
-from kernels.isa.cxx_kernel import BULK_FROM, area_bytes, argument, cxx_source
 from kernels.isa.compile_errors import telling_compile_errors
+from kernels.isa.cxx_kernel import BULK_FROM, area_bytes, argument, cxx_source
 from kernels.protocol import KernelLaunch
 
 _ISA = Path(__file__).resolve().parent
 _LANES = 32
-#: Bytes of shared memory that a warp's bulk copies go through: NUM_STAGES * STAGE_BYTES of
-#: `cuh/bulk.cuh`.
-BULK_BYTES = 2 * 4096
+#: Stages in shared memory that a warp's bulk copies go through: NUM_STAGES and STAGE_BYTES of
+#: `cuh/bulk.cuh`, which are smaller where a block has so many warps that 227 KB do not suffice.
+_NUM_STAGES = 2
+_STAGE_BYTES = 4096
+_MANY_WARPS_STAGE_BYTES = 3072
 #: Most warps of a block that have registers for eight loads in flight each; more warps need fewer.
 _FEW_WARPS = 24
 
@@ -144,8 +146,9 @@ def _warp_bytes(launch: KernelLaunch, num_warps: int, arch: str) -> int:
     """Return the shared memory that a launch gives each warp for bulk copies."""
     if launch.cxx is not None:
         return area_bytes(num_warps, arch)
-    has_bulk = capability(arch) >= BULK_FROM
-    return BULK_BYTES if has_bulk and "copy_row_bulk" in _instructions(launch.kernel) else 0
+    if capability(arch) < BULK_FROM or "copy_row_bulk" not in _instructions(launch.kernel):
+        return 0
+    return _NUM_STAGES * (_STAGE_BYTES if num_warps <= _FEW_WARPS else _MANY_WARPS_STAGE_BYTES)
 
 
 def _entry_name(launch: KernelLaunch) -> str:

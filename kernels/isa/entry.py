@@ -7,11 +7,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from numba import cfunc, njit, types
+from numba import cfunc, types
 from numba.extending import intrinsic
 
 from comms.compiling import use_cache
 from comms.fiber import install_switch
+from comms.parts import WholeCompiler, part
 from kernels.isa.bind import bind
 from kernels.isa.compile_errors import telling_compile_errors
 
@@ -44,9 +45,6 @@ def {name}(argument):
 #: The line of `_ENTRY` that calls the kernel.
 _CALL_LINE = 1 + _ENTRY[: _ENTRY.index("run(")].count("\n")
 
-#: Kernels keep Python's arithmetic: a division by zero is an error that names its warp.
-_compile = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
 
 @cache
 def fiber_entry(kernel: Callable[[Any], None], params: type[Any], device: ModuleType) -> Any:
@@ -69,7 +67,8 @@ def fiber_entry(kernel: Callable[[Any], None], params: type[Any], device: Module
         "device": device,
         "load_params": load_params,
         "params_class": params,
-        "run": bind(kernel, device, _compile),
+        # Kernels keep Python's arithmetic: a division by zero is an error that names its warp.
+        "run": bind(kernel, device, part),
         "__name__": kernel.__module__,
     }
     # The order of parameters is compiled in, wherever their class is from.
@@ -79,4 +78,5 @@ def fiber_entry(kernel: Callable[[Any], None], params: type[Any], device: Module
     name = f"{kernel.__name__}_on_{device.__name__.rpartition('.')[2]}"
     exec(compile(_ENTRY.format(name=name), str(path), "exec"), namespace)
     with telling_compile_errors(kernel, path, _CALL_LINE):
-        return cfunc(types.void(types.int64), cache=True)(namespace[name])
+        signature = types.void(types.int64)
+        return cfunc(signature, cache=True, pipeline_class=WholeCompiler)(namespace[name])

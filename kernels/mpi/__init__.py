@@ -4,45 +4,31 @@ The kernels before and after are those of `kernels.packing`, on all SMs; the exc
 library's, on the ranks' host threads. `padded` exchanges by `MPI_Alltoall`, `allgather` by
 `MPI_Allgather` and, in combine, `MPI_Alltoall` and a sum at the source: `MPI_Reduce_scatter` would
 round on the way, in an order of its own.
+
+On `cuda` MPI is given the GPU's memory, which it must know (CUDA-aware). It knows no streams: the
+host waits for the kernels before each call, and that is part of the time.
 """
 
-from dataclasses import replace
-
-from kernels import packing
-from kernels.mpi import exchange
-from kernels.packing import Library, Variant
-from kernels.protocol import HostLaunch, Protocol
-
-_ALLTOALLV = Library(
-    HostLaunch("alltoallv", exchange.alltoallv),
-    HostLaunch("alltoallv_back", exchange.alltoallv_back),
-    HostLaunch("counts", exchange.counts),
-)
-_ALLTOALL = Library(
-    HostLaunch("alltoall", exchange.alltoall),
-    HostLaunch("alltoall_back", exchange.alltoall_back),
-    HostLaunch("counts", exchange.counts_of_all),
-)
-_ALLGATHER = Library(
-    HostLaunch("allgather", exchange.allgather),
-    HostLaunch("alltoall_back", exchange.alltoall_back),
-)
+from comms.collectives import Wanted
+from kernels.packing import Variant
+from kernels.packing.hosted import hosted
+from kernels.protocol import Protocol
+from kernels.shape import Shape
 
 
-def _variant(variant: Variant, summary: str, library: Library) -> Protocol:
-    protocol = packing.baseline("mpi", variant, summary, library)
-    return replace(protocol, devices=("cpu",), impl="library")
+def _library(shape: Shape) -> Wanted:
+    return Wanted("mpi")
+
+
+def _variant(variant: Variant, summary: str) -> Protocol:
+    return hosted("mpi", variant, summary, devices=("cpu", "cuda"), library=_library, queues=False)
 
 
 PROTOCOLS = (
-    _variant("dedup", "MPI_Alltoallv, a row per (token, rank): the strongest baseline", _ALLTOALLV),
+    _variant("dedup", "MPI_Alltoallv, a row per (token, rank): the strongest baseline"),
+    _variant("selection", "MPI_Alltoallv, a row per (token, expert): what frameworks do"),
+    _variant("padded", "MPI_Alltoall, each message padded to the longest of the world"),
     _variant(
-        "selection", "MPI_Alltoallv, a row per (token, expert): what frameworks do", _ALLTOALLV
-    ),
-    _variant("padded", "MPI_Alltoall, each message padded to the longest of the world", _ALLTOALL),
-    _variant(
-        "allgather",
-        "MPI_Allgather of all tokens; MPI_Alltoall back, and a sum at the source",
-        _ALLGATHER,
+        "allgather", "MPI_Allgather of all tokens; MPI_Alltoall back, and a sum at the source"
     ),
 )

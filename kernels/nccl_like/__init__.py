@@ -92,6 +92,7 @@ def _variant(variant: Variant, summary: str, exchange: str) -> Protocol:
         regions=partial(_regions, variant=variant),
         settings=partial(_settings, variant=variant),
         route="pxn",
+        devices=("sim", "cpu"),
     )
 
 

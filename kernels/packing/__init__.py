@@ -63,11 +63,14 @@ class Library:
         exchange: takes rows, ids and weights to other ranks.
         exchange_back: takes rows back.
         counts: tells every rank what it will get; none where nothing is counted.
+        clear: zeroes what goes back, for an `exchange_back` that adds rows itself; none where
+            they are added here.
     """
 
     exchange: Launch
     exchange_back: Launch
     counts: Launch | None = None
+    clear: Launch | None = None
 
 
 def baseline(kernel: str, variant: Variant, summary: str, library: Library) -> Protocol:
@@ -99,6 +102,8 @@ def _launches(op: Op, form: Form, variant: Variant, library: Library) -> tuple[L
     counts = (library.counts,) if library.counts else ()
     if op == "combine":
         before = {"dedup": (), "selection": (_PACK_BACK,)}.get(variant, (_SPREAD,))
+        if library.clear:
+            return (library.clear, *before, library.exchange_back)
         return (*before, library.exchange_back, _REDUCE)
     if variant == "allgather":
         if form == "cached":

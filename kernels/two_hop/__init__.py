@@ -1,5 +1,6 @@
 """`two_hop`: one copy per node over the rail, no second ring, no receiver SMs.
 
+`rail` puts rows by the NIC as it goes along; `staged` leaves the first hop to the device's library.
 The SM budget is fixed for a state: flags count blocks, and every block has an epoch of its own.
 """
 
@@ -10,6 +11,7 @@ from kernels.shape import Shape
 from kernels.two_hop.combine import combine
 from kernels.two_hop.dispatch import dispatch
 from kernels.two_hop.params import CombineParams, DispatchParams
+from kernels.two_hop.staged import STAGED
 
 # One warp serves a stream: two nodes have few, and get as many reducers as streams.
 CHANNEL_WARPS = Knob(
@@ -184,4 +186,5 @@ PROTOCOLS = (
         pulls=True,
         hops=2,
     ),
+    STAGED,
 )

@@ -1,6 +1,6 @@
 """Parameters of both kernels of `two_hop`, and where the words and rows of a stream are."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class DispatchParams(NamedTuple):
@@ -103,6 +103,34 @@ class CombineParams(NamedTuple):
     back_addr: int
     back_tail: int
     back_credit: int
+
+
+class Sizes(Protocol):
+    """Parameters of every kernel here that writes records."""
+
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def ranks_per_node(self) -> int: ...
+    @property
+    def num_topk(self) -> int: ...
+    @property
+    def experts_per_rank(self) -> int: ...
+
+
+class Targets(Sizes, Protocol):
+    """Parameters of every kernel here that writes rows into their final places."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def x_row_bytes(self) -> int: ...
+    @property
+    def recv_x(self) -> int: ...
+    @property
+    def recv_topk_idx(self) -> int: ...
+    @property
+    def recv_topk_weights(self) -> int: ...
 
 
 class Lists(NamedTuple):

@@ -5,7 +5,15 @@ Flags, rings and records as `kernels.two_hop.dispatch` says.
 
 from kernels import isa
 from kernels.isa import RowList, TopkRow
-from kernels.two_hop.params import DispatchParams, Lists, lists_of, node_at, relative
+from kernels.two_hop.params import (
+    DispatchParams,
+    Lists,
+    Sizes,
+    Targets,
+    lists_of,
+    node_at,
+    relative,
+)
 from kernels.two_hop.places import channel_share, topk_by_node, topk_row
 
 
@@ -33,7 +41,9 @@ def post_rows(p: DispatchParams, channel: int) -> None:
             if other != node:
                 place = isa.load_i32(lists.places + 4 * index)
                 if not p.cached:
-                    write_record(p, other, channel, place, topk, lists, num_ranks)
+                    record = record_addr(p, other, channel, place)
+                    write_places(p, record, other, lists, num_ranks)
+                    write_ids(p, record, topk)
                 isa.store_i32(pending_addr(p, other, channel, place), token)
                 if (place + 1) % p.chunk_rows == 0:
                     post_chunk(p, other, channel, place + 1 - p.chunk_rows, place + 1)
@@ -84,17 +94,8 @@ def record_addr(p: DispatchParams, other: int, channel: int, place: int) -> int:
     return p.records_addr + row * p.record_bytes
 
 
-def write_record(
-    p: DispatchParams,
-    other: int,
-    channel: int,
-    place: int,
-    topk: TopkRow,
-    lists: Lists,
-    num_ranks: int,
-) -> None:
-    """Write what a node's forwarder must know of a row."""
-    record = record_addr(p, other, channel, place)
+def write_places(p: Sizes, record: int, other: int, lists: Lists, num_ranks: int) -> None:
+    """Write into a record where a row goes at each rank of a node, -1 for nowhere."""
     for local in range(p.ranks_per_node):
         isa.store_i32(record + 4 * local, -1)
     for index in range(num_ranks):
@@ -102,7 +103,13 @@ def write_record(
         if rank // p.ranks_per_node == other:
             row = isa.load_i32(lists.rows + 4 * index)
             isa.store_i32(record + 4 * (rank % p.ranks_per_node), row)
-    # Ids stay global: to one rank that owns all experts they are local.
+
+
+def write_ids(p: Sizes, record: int, topk: TopkRow) -> None:
+    """Write a token's ids and weights into a record.
+
+    Ids stay global: to one rank that owns all experts they are local.
+    """
     whole = TopkRow(
         topk.idx_addr, topk.weights_addr, p.num_topk, p.experts_per_rank * p.world_size, 1
     )
@@ -143,13 +150,13 @@ def send_near(p: DispatchParams, channel: int) -> None:
             kept += p.kept_bytes
 
 
-def keep_row(p: DispatchParams, kept: int, index: int, rank: int, row: int) -> None:
+def keep_row(p: Sizes, kept: int, index: int, rank: int, row: int) -> None:
     """Keep where one of a token's rows on this node goes: for this hop, and for combine."""
     isa.store_i32(kept + 8 + 4 * index, rank)
     isa.store_i32(kept + 8 + 4 * (p.ranks_per_node + index), row)
 
 
-def write_rows(p: DispatchParams, kept: int, topk: TopkRow, x_addr: int) -> None:
+def write_rows(p: Targets, kept: int, topk: TopkRow, x_addr: int) -> None:
     """Write a row, its ids and weights into its final place at each rank that was kept.
 
     The row must stay as it is until a release by this warp has returned.

@@ -12,7 +12,12 @@
 namespace ep {
 
 constexpr int NUM_STAGES = 2;
+// A block's stages fill at most 192 KiB; kernels.isa.cuda_kernel gives so much.
+#ifdef EP_MANY_WARPS
+constexpr u32 STAGE_BYTES = 3072;
+#else
 constexpr u32 STAGE_BYTES = 4096;
+#endif
 
 #if defined(EP_BULK) && defined(EP_HAS_BULK)
 
