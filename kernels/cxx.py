@@ -16,8 +16,8 @@ from kernels.protocol import (
 )
 from kernels.shape import Shape
 
-#: Most warps of a block whose kernels keep everything in registers: 102 for each thread.
-MAX_WARPS = 20
+#: Most warps of a block whose kernels keep everything in registers: 128 for each thread.
+MAX_WARPS = 16
 #: A lane stands for a rank.
 MAX_RANKS = 32
 #: Experts of a rank that a warp counts in its shared memory (kernels.isa.cxx_kernel).

@@ -22,7 +22,7 @@ PULL_WARPS = Knob(
     "pull_warps", "warps of a block of combine, all read and sum", (8, 12, 16, 24, 32), 24
 )
 # In CUDA C++ bytes in flight are in shared memory, whatever the warps.
-CXX_PULL_WARPS = replace(PULL_WARPS, choices=(4, 8, 12, 16, 20), default=16)
+CXX_PULL_WARPS = replace(PULL_WARPS, choices=(4, 8, 12, 16), default=12)
 PUSH_WARPS = Knob("push_warps", "warps of a block that push", (2, 4, 8, 12, 16, 24), 8)
 REDUCE_WARPS = Knob("reduce_warps", "warps of a block that sum pushed rows", (2, 4, 8, 16, 24), 8)
 # A release waits for an acknowledgement; by the network, puts and signals cost messages.

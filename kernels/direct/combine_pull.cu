@@ -42,7 +42,7 @@ class PullSource {
   EP_FN bool at_end() const { return token_ >= last_; }
   EP_FN bool take(Rows& rows) {
     const bool has_row = lane_id() < num_rows_;
-    rows.lanes = ballot(has_row);
+    rows.num_rows = num_rows_;
     rows.address = has_row ? at(rank_, p_.y + row_ * p_.y_row_bytes) : 0;
     rows.out = p_.out_addr + token_ * p_.y_row_bytes;
     ++token_;

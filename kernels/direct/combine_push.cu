@@ -78,13 +78,13 @@ class PushedSource {
   const Params& p_;
   i64 token_, num_reducers_, wanted_epoch_;
   i32 base_ = 0, begin_ = 0;  // of rank `lane`: our first row there, its first slot here
-  u32 lanes_ = 0;
+  i32 num_rows_ = 0;
   i64 address_ = 0, flag_ = 0, wanted_ = 0;
 
   EP_FN void read_lists() {
     if (at_end()) return;
-    const bool has_row = lane_id() < load_i32(p_.send_num_addr + 4 * token_);
-    lanes_ = ballot(has_row);
+    num_rows_ = load_i32(p_.send_num_addr + 4 * token_);
+    const bool has_row = lane_id() < num_rows_;
     const i64 place = 4 * (p_.num_copies * token_ + lane_id());
     const i32 rank = has_row ? load_i32(p_.send_ranks_addr + place) : 0;
     const i32 row = has_row ? load_i32(p_.send_rows_addr + place) : 0;
@@ -109,9 +109,9 @@ class PushedSource {
   }
   EP_FN bool at_end() const { return token_ >= p_.num_tokens; }
   EP_FN bool take(Rows& rows) {
-    const bool is_late = (lanes_ >> lane_id() & 1) && load_acquire(flag_) < wanted_;
+    const bool is_late = lane_id() < num_rows_ && load_acquire(flag_) < wanted_;
     if (ballot(is_late) != 0) return false;
-    rows.lanes = lanes_;
+    rows.num_rows = num_rows_;
     rows.address = address_;
     rows.out = p_.out_addr + token_ * p_.y_row_bytes;
     token_ += num_reducers_;

@@ -17,12 +17,11 @@ _ISA = Path(__file__).resolve().parent
 _LANES = 32
 #: Shared memory of all warps: what a block of Hopper may have less what else it keeps.
 _AREAS_BYTES = 216 * 1024
-#: Most of a warp: three stages of 8 KiB, or twelve of 2, and what is known of them.
-_MOST_AREA_BYTES = 24576 + 384
-#: Most warps of a block that have registers for eight loads in flight each; more warps need fewer.
-_FEW_WARPS = 16
-#: A warp's area is three stages of whole lines of 128, and 384 more bytes.
-_AREA_UNIT = 384
+#: Most of a warp for stages: three of 8 KiB, or twelve of 2.
+_MOST_STAGES_BYTES = 24576
+#: A warp's stages are three of whole lines of 128; barriers and records come after them.
+_STAGES_UNIT = 384
+_RECORDS_BYTES = 512
 #: Least architecture that copies in bulk; others copy by loads and stores.
 BULK_FROM = (9, 0)
 
@@ -50,7 +49,8 @@ def area_bytes(num_warps: int, arch: str) -> int:
     """Return the shared memory that each warp of a block has, none without bulk copies."""
     if capability(arch) < BULK_FROM:
         return 0
-    return min(_AREAS_BYTES // num_warps // _AREA_UNIT * _AREA_UNIT, _MOST_AREA_BYTES)
+    share = (_AREAS_BYTES // num_warps - _RECORDS_BYTES) // _STAGES_UNIT * _STAGES_UNIT
+    return min(share, _MOST_STAGES_BYTES) + _RECORDS_BYTES
 
 
 def cxx_source(
@@ -73,8 +73,6 @@ def cxx_source(
     }
     if is_virtual:
         macros["EP_VIRTUAL"] = None
-    if num_warps > _FEW_WARPS:
-        macros["EP_MANY_WARPS"] = None
     fields = launch.params._fields
     return _SOURCE.format(
         defines="".join(

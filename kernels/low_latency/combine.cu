@@ -68,28 +68,33 @@ EP_FN void send_rows(const Params& p, Team team, i64 epoch) {
   }
 }
 
-// A block's tokens. Lane k knows selection k and the flag that tells of its row.
+// A block's tokens. Lane i knows the i-th selection that names an expert, and the flag that tells of
+// its row.
 class ReturnedSource {
   const Params& p_;
   const Cut& cut_;
   i64 token_, epoch_;
-  u32 lanes_ = 0;
-  i64 flag_ = 0, wanted_ = 0;
+  i32 num_rows_ = 0;
+  i64 slot_ = 0, flag_ = 0, wanted_ = 0;
   float weight_ = 0.f;
 
   EP_FN void read_selections() {
     if (at_end()) return;
-    const i64 slot = token_ * p_.num_topk + lane_id();
-    i32 expert = -1, row = 0;
-    if (lane_id() < p_.num_topk) {
-      expert = load_i32(p_.topk_idx_addr + 4 * slot);
-      row = load_i32(p_.send_index_addr + 4 * slot);
-      weight_ = as_float(load_i32(p_.topk_weights_addr + 4 * slot));
-    }
-    lanes_ = ballot(expert >= 0);
-    if (expert < 0) return;
+    const i64 first = token_ * p_.num_topk;
+    const bool selects = lane_id() < p_.num_topk;
+    const i32 listed = selects ? load_i32(p_.topk_idx_addr + 4 * (first + lane_id())) : -1;
+    const u32 rows = ballot(listed >= 0);
+    num_rows_ = count_bits(rows);
+    int k = 0;
+    for (u32 left = rows, place = 0; left != 0; left &= left - 1, ++place)
+      if (static_cast<u32>(lane_id()) == place) k = first_bit(left);
+    const i32 expert = shuffle(listed, k);
+    if (lane_id() >= num_rows_) return;
+    slot_ = first + k;
+    weight_ = as_float(load_i32(p_.topk_weights_addr + 4 * slot_));
+    const u32 row = load_i32(p_.send_index_addr + 4 * slot_);
     const int owner = expert / static_cast<int>(p_.experts_per_rank);
-    const u32 parts = cut_.parts_with(owner), place = static_cast<u32>(row) / parts;
+    const u32 parts = cut_.parts_with(owner), place = row / parts;
     flag_ = own(p_.returned + 8 * (owner * p_.num_parts + (row - place * parts)));
     wanted_ = (epoch_ - 1) * EPOCH + place + 1;
   }
@@ -101,11 +106,10 @@ class ReturnedSource {
   }
   EP_FN bool at_end() const { return token_ >= p_.num_tokens; }
   EP_FN bool take(Rows& rows) {
-    const bool is_late = (lanes_ >> lane_id() & 1) && load_acquire(flag_) < wanted_;
+    const bool is_late = lane_id() < num_rows_ && load_acquire(flag_) < wanted_;
     if (ballot(is_late) != 0) return false;
-    const i64 slot = token_ * p_.num_topk + lane_id();
-    rows.lanes = lanes_;
-    rows.address = own(first_slot(p_, epoch_) + slot * p_.y_row_bytes);
+    rows.num_rows = num_rows_;
+    rows.address = own(first_slot(p_, epoch_) + slot_ * p_.y_row_bytes);
     rows.weight = weight_;
     rows.out = p_.out_addr + token_ * p_.y_row_bytes;
     token_ += p_.num_sms;

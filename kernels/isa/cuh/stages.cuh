@@ -20,7 +20,7 @@ constexpr int NUM_WARPS = EP_NUM_WARPS;
 EP_FN constexpr u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
 
 constexpr int MAX_STAGES = 12;
-constexpr u32 BARRIERS_BYTES = 128, RECORDS_BYTES = 256;
+constexpr u32 BARRIERS_BYTES = 128, RECORDS_BYTES = 384;
 // kernels.isa.cxx_kernel says how much a launch gives each warp.
 constexpr u32 AREA_BYTES = EP_AREA_BYTES;
 constexpr u32 WARP_BYTES = AREA_BYTES - BARRIERS_BYTES - RECORDS_BYTES;

@@ -1,9 +1,10 @@
 // Lists of BF16 rows that a warp adds in FP32, in order, and writes as BF16.
 //
 // With bulk copies rows are cut into pieces of PIECE_BYTES, which pass through all of the warp's
-// stages: each piece that has been added makes room for the load of another, up to several tokens
-// ahead. A record in shared memory says what a stage's piece is, so that whoever adds needs to know
-// nothing of lists. Without bulk copies rows are added from registers (rows.cuh).
+// stages: as soon as a piece has been added, another is loaded into its stage, up to several tokens
+// ahead. Lane i asks for the pieces of row i. A record in shared memory says where a list's columns go
+// and how many rows they have, so that whoever adds needs to know nothing of lists. Without bulk
+// copies rows are added from registers (rows.cuh).
 //
 // Lists come from a `Source`:
 //   bool at_end() const            no list is left
@@ -15,22 +16,17 @@
 
 namespace ep {
 
-// A list of rows: lane i knows row i, if `lanes` has it. The sum goes to `out`.
+// A list of at most LANES rows: lane i knows row i. The sum goes to `out`.
 struct Rows {
-  u32 lanes;
+  int num_rows;
   i64 address;
   float weight;
   i64 out;
 };
 
-// Waits for the next list. The reports name no flag: there are several.
-template <class Source>
-EP_FN bool await_rows(Source& source, Rows& rows) {
-  if (source.at_end()) return false;
-  Patience patience;
-  while (!source.take(rows))
-    leave_if(lane_id() == 0 ? patience.spent() : 0, NO_FLAG, 0, 0, 0);
-  return true;
+// Leaves when the next list has been waited for too long. Reports name no flag: there are several.
+EP_FN void give_up_if(Patience& patience) {
+  leave_if(lane_id() == 0 ? patience.spent() : 0, NO_FLAG, 0, 0, 0);
 }
 
 EP_FN void write_zeros(i64 out, i64 begin, i64 end) {
@@ -40,110 +36,164 @@ EP_FN void write_zeros(i64 out, i64 begin, i64 end) {
 
 #ifdef EP_HAS_BULK
 
-// Registers of a block of more warps do not hold the sums of four steps.
-constexpr int PIECE_STEPS = NUM_WARPS <= 16 ? 4 : 2;
+// As many sums as a lane has registers for: asking for a piece and awaiting it take 70 instructions,
+// and adding 17 for each step.
+constexpr int PIECE_STEPS = NUM_WARPS <= 12 ? 8 : 4;
+// Steps that are not taken where a piece ends before them.
+constexpr int STEPS_AT_ONCE = 4;
 constexpr u32 PIECE_BYTES = PIECE_STEPS * STEP_BYTES;
 constexpr int NUM_PIECES = smaller(WARP_BYTES / PIECE_BYTES, MAX_STAGES);
 
-// What the piece in a stage is; `num_bytes` has bits for the first and the last row of a list.
-struct PieceRecord {
+// Columns of a list whose rows are being loaded.
+struct ListRecord {
   i64 out;
-  float weight;
   u32 num_bytes;
+  int num_rows;
 };
-constexpr u32 FIRST_ROW = 1u << 30, LAST_ROW = 1u << 31, SIZE_MASK = FIRST_ROW - 1;
-static_assert(NUM_PIECES <= MAX_STAGES && sizeof(PieceRecord) * NUM_PIECES <= RECORDS_BYTES);
+// Lists that are being loaded have a piece in a stage each; one more is being added.
+constexpr u32 NUM_LISTS = 16;
+static_assert(NUM_PIECES < NUM_LISTS);
+struct ListRecords {
+  ListRecord lists[NUM_LISTS];
+  float weights[MAX_STAGES];
+};
+static_assert(sizeof(ListRecords) <= RECORDS_BYTES);
 
-template <bool WEIGHTED>
-EP_FN void add_piece(Sums (&sums)[PIECE_STEPS], const char* stage, float weight, bool is_first) {
-  const Vec* vecs = reinterpret_cast<const Vec*>(stage) + lane_id();
+// Loads the pieces of a source's lists, one after the other, and knows which is next.
+template <bool WEIGHTED, class Source>
+class PieceLoader {
+  using Ring = Stages<NUM_PIECES, PIECE_BYTES>;
+
+  Source& source_;
+  u32 begin_, end_, column_;
+  u32 num_bytes_ = 0, num_opened_ = 0;
+  int row_ = 0;
+  i64 piece_ = 0;  // of this lane's row
+  Rows rows_ = {};
+  typename Ring::Place place_;
+
+  // Goes on to the next columns, of the next list at the end of one; false when its rows are not
+  // there, or when no list is left.
+  EP_FN bool open(bool waits) {
+    column_ += PIECE_BYTES;
+    while (column_ >= end_) {
+      column_ = end_;
+      if (source_.at_end()) return false;
+      Patience patience;
+      while (!source_.take(rows_)) {
+        if (!waits) return false;
+        give_up_if(patience);
+      }
+      if (rows_.num_rows == 0)
+        write_zeros(rows_.out, begin_, end_);
+      else
+        column_ = begin_;
+    }
+    // Whoever has seen that the rows are there, the copy engine reads them.
+    sync_warp();
+    fence_to_bulk();
+    num_bytes_ = smaller(PIECE_BYTES, end_ - column_);
+    piece_ = rows_.address + column_;
+    row_ = 0;
+    if (lane_id() == 0)
+      records->lists[num_opened_ % NUM_LISTS] = {rows_.out + column_, num_bytes_, rows_.num_rows};
+    ++num_opened_;
+    return true;
+  }
+
+ public:
+  Ring ring;
+  ListRecords* records;
+
+  EP_FN PieceLoader(Source& source, u32 begin, u32 end)
+      : source_(source), begin_(begin), end_(end), column_(end) {
+    ring.init();
+    records = warp_records<ListRecords>();
+  }
+
+  // Loads the next piece into a stage that is free; false when there is none now.
+  EP_FN bool load(bool waits) {
+    if (row_ == rows_.num_rows && !open(waits)) return false;
+    if (lane_id() == row_) {
+      // The stage has been read.
+      fence_stages_to_bulk();
+      if (WEIGHTED) records->weights[place_.stage] = rows_.weight;
+      ring.load(place_, piece_, num_bytes_);
+    }
+    place_.advance();
+    ++row_;
+    return true;
+  }
+};
+
+// Sums of no row: adding -0 changes no number, so that a first row is added as the others are.
+EP_FN void reset(Sums (&sums)[PIECE_STEPS]) {
 #pragma unroll
   for (int step = 0; step < PIECE_STEPS; ++step)
-    // Behind the end of a short piece lies what nobody writes out.
-    add_vec<WEIGHTED>(sums[step], vecs[step * LANES], weight, is_first);
+#pragma unroll
+    for (int index = 0; index < 8; ++index) sums[step].values[index] = -0.f;
+}
+
+template <bool WEIGHTED>
+EP_FN void add_piece(Sums (&sums)[PIECE_STEPS], const char* stage, float weight, u32 num_bytes) {
+  const Vec* vecs = reinterpret_cast<const Vec*>(stage) + lane_id();
+#pragma unroll
+  for (int first = 0; first < PIECE_STEPS; first += STEPS_AT_ONCE)
+    if (first == 0 || num_bytes > first * STEP_BYTES)
+#pragma unroll
+      for (int step = first; step < first + STEPS_AT_ONCE; ++step)
+        // Behind the end of a short piece lies what nobody writes out.
+        add_vec<WEIGHTED>(sums[step], vecs[step * LANES], weight, false);
 }
 
 // Adds the lists of a source over bytes `begin` to `end` of their rows.
 template <bool WEIGHTED, class Source>
 EP_FN void add_lists(Source& source, u32 begin, u32 end) {
-  using Ring = Stages<NUM_PIECES, PIECE_BYTES>;
-  Ring ring;
-  typename Ring::Place loading, adding;
-  ring.init();
-  PieceRecord* records = warp_records<PieceRecord>();
+  if (begin == end) return;
+  PieceLoader<WEIGHTED, Source> loader(source, begin, end);
+  RingPlace<NUM_PIECES> place;
+  int num_loaded = 0, row = 0;
+  u32 num_added = 0;
+  ListRecord list = {};
   Sums sums[PIECE_STEPS];
-  Rows rows = {};
-  u32 left = 0, column = end;  // of the list that is being loaded
-  int num_loaded = 0;
+  reset(sums);
+#pragma unroll 1
   while (true) {
-    while (num_loaded < NUM_PIECES) {
-      if (column >= end) {
-        if (source.at_end()) break;
-        if (num_loaded == 0)
-          await_rows(source, rows);
-        else if (!source.take(rows))
-          break;
-        if (rows.lanes == 0 || begin == end) {
-          write_zeros(rows.out, begin, end);
-          continue;
-        }
-        column = begin, left = rows.lanes;
-        // Whoever has seen that the rows are there, the copy engine reads them.
-        sync_warp();
-        if (lane_id() == 0) fence_to_bulk();
-      }
-      const int row = first_bit(left);
-      const i64 address = shuffle(rows.address, row) + column;
-      const float weight = WEIGHTED ? shuffle(rows.weight, row) : 0.f;
-      if (lane_id() == 0) {
-        const u32 size = smaller(PIECE_BYTES, end - column);
-        const u32 first = left == rows.lanes ? FIRST_ROW : 0;
-        const u32 last = (left & (left - 1)) == 0 ? LAST_ROW : 0;
-        records[loading.stage] = {rows.out + column, weight, size | first | last};
-        // The stage has been read.
-        fence_stages_to_bulk();
-        ring.load(loading, address, size);
-      }
-      loading.advance();
-      ++num_loaded;
-      left &= left - 1;
-      if (left == 0) left = rows.lanes, column += PIECE_BYTES;
-    }
+    while (num_loaded < NUM_PIECES && loader.load(num_loaded == 0)) ++num_loaded;
     if (num_loaded == 0) return;
     sync_warp();
-    const PieceRecord record = records[adding.stage];
-    ring.await(adding);
-    if (record.num_bytes & FIRST_ROW)
-      add_piece<WEIGHTED>(sums, ring.at_place(adding), record.weight, true);
-    else
-      add_piece<WEIGHTED>(sums, ring.at_place(adding), record.weight, false);
-    if (record.num_bytes & LAST_ROW) {
-      Vec rounded[PIECE_STEPS];
-#pragma unroll
-      for (int step = 0; step < PIECE_STEPS; ++step) rounded[step] = round_sums(sums[step]);
-      const i64 first = VEC_BYTES * lane_id();
-      store_steps(rounded, record.out + first, (record.num_bytes & SIZE_MASK) - first);
-    }
-    adding.advance();
+    if (row == 0) list = loader.records->lists[num_added % NUM_LISTS];
+    const float weight = WEIGHTED ? loader.records->weights[place.stage] : 0.f;
+    loader.ring.await(place);
+    add_piece<WEIGHTED>(sums, loader.ring.at_place(place), weight, list.num_bytes);
+    place.advance();
     --num_loaded;
     sync_warp();
+    if (++row < list.num_rows) continue;
+    Vec rounded[PIECE_STEPS];
+#pragma unroll
+    for (int step = 0; step < PIECE_STEPS; ++step) rounded[step] = round_sums(sums[step]);
+    const i64 first = VEC_BYTES * lane_id();
+    store_steps(rounded, list.out + first, list.num_bytes - first);
+    reset(sums);
+    row = 0, ++num_added;
   }
 }
 
 #else
 
 template <int ROWS, int COLUMNS, bool WEIGHTED>
-EP_FN void add_list(const Rows& rows, int num_rows, u32 begin, u32 end) {
+EP_FN void add_list(const Rows& rows, u32 begin, u32 end) {
   static_assert(ROWS * COLUMNS == IN_FLIGHT);
 #pragma unroll 1
   for (u32 round = begin; round < end; round += COLUMNS * STEP_BYTES) {
     const i64 column = round + VEC_BYTES * lane_id(), left = end - column;
     Sums sums[COLUMNS] = {};
 #pragma unroll 1
-    for (int batch = 0; batch < num_rows; batch += ROWS) {
+    for (int batch = 0; batch < rows.num_rows; batch += ROWS) {
       const int mine = (batch + lane_id() % ROWS) % LANES;
       const ::ep::Source one = {shuffle(rows.address, mine), shuffle(rows.weight, mine)};
-      add_rows<ROWS, COLUMNS, WEIGHTED>(sums, one, batch, num_rows, column, left);
+      add_rows<ROWS, COLUMNS, WEIGHTED>(sums, one, batch, rows.num_rows, column, left);
     }
     Vec rounded[COLUMNS];
 #pragma unroll
@@ -152,30 +202,21 @@ EP_FN void add_list(const Rows& rows, int num_rows, u32 begin, u32 end) {
   }
 }
 
-// Moves what lanes know of rows to the first lanes.
-EP_FN int compact(Rows& rows) {
-  int num_rows = 0, from = lane_id();
-  for (u32 left = rows.lanes; left != 0; left &= left - 1, ++num_rows)
-    if (lane_id() == num_rows) from = first_bit(left);
-  rows.address = shuffle(rows.address, from);
-  rows.weight = shuffle(rows.weight, from);
-  return num_rows;
-}
-
 template <bool WEIGHTED, class Source>
 EP_FN void add_lists(Source& source, u32 begin, u32 end) {
   Rows rows;
-  while (await_rows(source, rows)) {
+  while (!source.at_end()) {
+    Patience patience;
+    while (!source.take(rows)) give_up_if(patience);
     sync_warp();
-    const int num_rows = compact(rows);
-    if (num_rows == 0)
+    if (rows.num_rows == 0)
       write_zeros(rows.out, begin, end);
-    else if (num_rows <= IN_FLIGHT / 4)
-      add_list<IN_FLIGHT / 4, 4, WEIGHTED>(rows, num_rows, begin, end);
-    else if (num_rows <= IN_FLIGHT / 2)
-      add_list<IN_FLIGHT / 2, 2, WEIGHTED>(rows, num_rows, begin, end);
+    else if (rows.num_rows <= IN_FLIGHT / 4)
+      add_list<IN_FLIGHT / 4, 4, WEIGHTED>(rows, begin, end);
+    else if (rows.num_rows <= IN_FLIGHT / 2)
+      add_list<IN_FLIGHT / 2, 2, WEIGHTED>(rows, begin, end);
     else
-      add_list<IN_FLIGHT, 1, WEIGHTED>(rows, num_rows, begin, end);
+      add_list<IN_FLIGHT, 1, WEIGHTED>(rows, begin, end);
   }
 }
 
