@@ -79,8 +79,7 @@ class CudaDevice(MeasuredDevice):
             raise
         self._clocks = Clocks(options.card)
         self._plans: dict[tuple[tuple[Op, ...], Form], Plan] = {}
-        self._runs = 0
-        self._is_told = False
+        self._runs, self._is_told = 0, False
         # Where each launch waits for its end, the host never comes to open the gate.
         blocking = os.environ.get("CUDA_LAUNCH_BLOCKING", "") not in ("", "0")
         self._may_gate = not blocking and not options.profile
