@@ -69,10 +69,9 @@ def profiling(argv: Sequence[str], specs: Sequence[CaseSpec]) -> str:
         f"  nsys profile --trace=cuda,nvtx --output=epbench {command}",
     ]
     if all(spec.num_processes == 1 for spec in specs):
-        ranges = '--nvtx --nvtx-include "regex:epbench .*/"'
         lines.append(
-            f"  ncu --target-processes=all {ranges} --set=full --import-source=yes "
-            f"--export=epbench {command}"
+            "  ncu --target-processes=all --kernel-name=regex:epbench_ --set=full "
+            f"--import-source=yes --export=epbench {command}"
         )
     else:
         lines.append(

@@ -99,6 +99,18 @@ _ON_ONE_CARD = (
     ),
 )
 
+
+def _on_cards(nodes: int, *kernels: str) -> tuple[Grid, ...]:
+    """Return kernels on GPUs of their own, and NCCL with their SMs and with as many as it wants."""
+    cards = msgspec.structs.replace(DEFAULTS["cuda"], nodes=(nodes,), form=("fresh", "cached"))
+    library = (LIBRARY_SMS,)
+    return (
+        msgspec.structs.replace(cards, kernel=kernels, num_sms=(8, 16, 20)),
+        msgspec.structs.replace(cards, kernel=("nccl/dedup",), num_sms=(8, 16, *library)),
+        msgspec.structs.replace(cards, kernel=("nccl/selection",), num_sms=library),
+    )
+
+
 SUITES = {
     "main": Suite(
         "H800, DeepSeek-V3: EP8 with 4096 tokens per rank, EP16 (2 nodes x 8) with 1024; then 2 "
@@ -121,6 +133,14 @@ SUITES = {
         "one GPU: every kernel right on 2, 4 and 8 ranks that share it, and what rows cost in its "
         "own memory beside memcpy; none of it is a figure of links",
         _ON_ONE_CARD,
+    ),
+    "cards": Suite(
+        "8 GPUs of a node: every prefill kernel, and NCCL with as many SMs and with its own choice",
+        _on_cards(1, "direct", "ring"),
+    ),
+    "cards-two-nodes": Suite(
+        "2 nodes of 8 GPUs: every prefill kernel that goes between nodes, and NCCL, as in cards",
+        _on_cards(2, "direct/push", "two_hop", "ring_two_hop"),
     ),
     "reference": Suite(
         "main with 4096 tokens everywhere, over the range of an SM's copy rate: results/reference",

@@ -1,8 +1,8 @@
 """What a library does for all ranks together: it moves rows, one call of every rank in its turn.
 
 Buffers are flat arrays of the device: NumPy's, or CuPy's whose memory the host does not read. Calls
-that move rows need not have ended when they return; `read` has what all calls and kernels before it
-have left, and kernels that follow see it, too.
+that move rows need not have ended when they return; what follows, `fetch` and kernels too, sees
+what they have left.
 """
 
 from collections.abc import Sequence
@@ -97,8 +97,11 @@ class Collectives(Protocol):
     def clear(self, target: Buffer) -> None:
         """Set a buffer to zero."""
 
-    def read(self, source: Buffer) -> HostArray:
-        """Return a copy of a buffer on the host, after everything before has ended."""
+    def fetch(self, sources: Sequence[Buffer]) -> None:
+        """Begin to copy buffers to the host, as all before has left them."""
+
+    def fetched(self) -> list[HostArray]:
+        """Wait for the copies of the last `fetch`, and not for what came after it."""
 
     def write(self, target: Buffer, values: HostArray) -> None:
         """Set the first elements of a buffer to values of its type, before what follows."""
@@ -115,12 +118,16 @@ def check_bounds(rows: Sequence[Rows], splits: RowSplits) -> None:
     Raises:
         AssertionError: they do.
     """
-    most_sent = int(
-        (splits.send_begins + splits.send_counts)[splits.send_counts > 0].max(initial=0)
-    )
-    most_got = int((splits.recv_begins + splits.recv_counts)[splits.recv_counts > 0].max(initial=0))
+    most_sent = _end(splits.send_begins, splits.send_counts)
+    most_got = _end(splits.recv_begins, splits.recv_counts)
     for source, target, row_bytes in rows:
         assert most_sent * row_bytes <= source.nbytes, (
             f"{most_sent=}, {row_bytes=}, {source.nbytes=}"
         )
         assert most_got * row_bytes <= target.nbytes, f"{most_got=}, {row_bytes=}, {target.nbytes=}"
+
+
+def _end(begins: Int64, counts: Int64) -> int:
+    # Plain integers: this is between two launches, and arrays of a few elements are slower.
+    pairs = zip(begins.tolist(), counts.tolist(), strict=True)
+    return max((begin + count for begin, count in pairs if count), default=0)

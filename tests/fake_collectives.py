@@ -17,6 +17,7 @@ class FakeCollectives:
 
     def __init__(self, comm: FakeComm, rank: int, stream: int) -> None:
         self._comm, self._rank, self._stream = comm, rank, stream
+        self._fetched: list[HostArray] = []
 
     def exchange(self, rows: Sequence[Rows], splits: RowSplits) -> None:
         """Exchange rows."""
@@ -57,10 +58,18 @@ class FakeCollectives:
         """Set a buffer to zero."""
         self._later(lambda: target.fill(0))
 
-    def read(self, source: Buffer) -> HostArray:
-        """Return a copy when all before it has ended."""
+    def fetch(self, sources: Sequence[Buffer]) -> None:
+        """Copy buffers when all before has ended."""
+
+        def work() -> None:
+            self._fetched = [np.array(source) for source in sources]
+
+        self._later(work)
+
+    def fetched(self) -> list[HostArray]:
+        """Return the copies of the last fetch."""
         settle(self._stream, lambda: None)
-        return np.array(source)
+        return self._fetched
 
     def write(self, target: Buffer, values: HostArray) -> None:
         """Set the first elements."""

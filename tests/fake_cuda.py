@@ -78,11 +78,13 @@ class FakeRuntime(ModuleType):
     CUDARuntimeError = CUDARuntimeError
     streamNonBlocking, hostAllocPortable = 1, 1
     memcpyHostToDevice, memcpyDeviceToHost, memcpyDeviceToDevice = 1, 2, 3
+    eventDisableTiming = 2
 
     def __init__(self, machine: FakeMachine) -> None:
         super().__init__("cupy.cuda.runtime")
         self._machine = machine
         self._streams = 0
+        self._events = 0
 
     def _card(self) -> FakeCard:
         seen = self._machine.seen()
@@ -172,6 +174,26 @@ class FakeRuntime(ModuleType):
         pending = this_process().state.setdefault("pending", {})
         pending[stream] = [work for work in pending.get(stream, []) if not work()]
         return 600 if pending[stream] else 0
+
+    def eventCreateWithFlags(self, flags: int) -> int:
+        self._machine.begin("eventCreateWithFlags")
+        self._events += 1
+        return 2000 + self._events
+
+    def eventRecord(self, event: int, stream: int) -> None:
+        self._machine.begin("eventRecord")
+        ended = this_process().state.setdefault("ended", set())
+        ended.discard(event)
+        _in_order(stream, lambda: ended.add(event))
+
+    def eventQuery(self, event: int) -> int:
+        self._machine.begin("eventQuery")
+        for stream in list(this_process().state.get("pending", {})):
+            self.streamQuery(stream)
+        return 0 if event in this_process().state["ended"] else 600
+
+    def eventDestroy(self, event: int) -> None:
+        self._machine.begin("eventDestroy")
 
     def deviceCanAccessPeer(self, device: int, peerDevice: int) -> int:  # noqa: N803
         self._machine.begin("deviceCanAccessPeer")

@@ -23,6 +23,8 @@ from kernels.protocol import KernelLaunch
 
 #: Arrivals and reports of ranks that are threads of one process.
 _ATOMIC = threading.Lock()
+#: CPython 3.11 counts the depth of what it parses over all threads.
+_COMPILING = threading.Lock()
 
 
 def _words(address: int, count: int = 1) -> npt.NDArray[np.int64]:
@@ -149,6 +151,8 @@ def run_kernel(
     assert len(values) == len(fields), f"{launch.name} takes {fields}"
     num_bytes = stride or window_bytes(constant.bases[constant.machine.first_rank])
     windows = _Windows(constant.bases, num_bytes)
+    with _COMPILING:
+        entry = int(fiber_entry(launch.kernel, launch.params, cpu).address)  # type: ignore[arg-type]
     errors: list[Exception] = []
 
     def run(virtual: int) -> None:
@@ -159,7 +163,7 @@ def run_kernel(
         if constant.machine.first_rank + virtual in lost:
             return
         try:
-            _run_rank(launch, num_warps, constant, windows, grid[0], params, virtual)
+            _run_rank(launch, entry, num_warps, constant, windows, grid[0], params, virtual)
         except Exception as error:  # noqa: BLE001
             errors.append(error)
 
@@ -183,6 +187,7 @@ def _argument(name: str, value: int, virtual: int, stride: int, num_tokens: int)
 
 def _run_rank(
     launch: KernelLaunch,
+    entry: int,
     num_warps: int,
     constant: Constant,
     windows: _Windows,
@@ -204,7 +209,7 @@ def _run_rank(
         [
             Launch(
                 name=launch.name,
-                entry=fiber_entry(launch.kernel, launch.params, cpu).address,  # type: ignore[arg-type]
+                entry=entry,
                 num_blocks=num_blocks,
                 num_warps=num_warps,
                 params=np.array(params, np.int64),

@@ -46,6 +46,7 @@ class FakeRuntime(ModuleType):
     """As much of `cupy.cuda.runtime` as streams need; all work ends at once."""
 
     hostAllocPortable, memcpyHostToDevice, memcpyDeviceToHost, memcpyDeviceToDevice = 1, 1, 2, 3
+    eventDisableTiming = 2
 
     def __init__(self) -> None:
         super().__init__("cupy.cuda.runtime")
@@ -71,6 +72,19 @@ class FakeRuntime(ModuleType):
     def streamQuery(self, stream: int) -> int:
         assert stream == STREAM
         return 0
+
+    def eventCreateWithFlags(self, flags: int) -> int:
+        return 77
+
+    def eventRecord(self, event: int, stream: int) -> None:
+        assert (event, stream) == (77, STREAM)
+
+    def eventQuery(self, event: int) -> int:
+        assert event == 77
+        return 0
+
+    def eventDestroy(self, event: int) -> None:
+        assert event == 77
 
 
 def install_runtime() -> None:
@@ -159,18 +173,28 @@ class _MpiOnCards(MpiCollectives):
         super().exchange(cards, splits)
 
 
-def _call(call: Any, library: str, host: HostCall) -> None:  # noqa: ANN401
-    install_runtime()
-    memory = StreamMemory(STREAM, _never)
-    collectives: Any = NcclCollectives(FakeCommunicator(host.comm), memory, host.comm.rank)  # type: ignore[arg-type]
-    if library == "mpi":
-        collectives = _MpiOnCards(host.comm, memory)
+#: By what a device keeps of its runs: that, for as long as it lives, and its library.
+_libraries: dict[int, tuple[Any, Any]] = {}
 
+
+def _library(library: str, host: HostCall) -> Any:  # noqa: ANN401
+    """Return the library of a device, which lives as long as it does."""
+    if id(host.kept) not in _libraries:
+        install_runtime()
+        memory = StreamMemory(STREAM, _never)
+        made: Any = _MpiOnCards(host.comm, memory)
+        if library == "nccl":
+            communicator: Any = FakeCommunicator(host.comm)
+            made = NcclCollectives(communicator, memory, host.comm.rank)
+        _libraries[id(host.kept)] = host.kept, made
+    return _libraries[id(host.kept)][1]
+
+
+def _call(call: Any, library: str, host: HostCall) -> None:  # noqa: ANN401
     def view(name: str, dtype: npt.DTypeLike) -> Any:  # noqa: ANN401
         return host.view(name, dtype).view(CardArray)
 
-    call(replace(host, library=collectives, view=view))
-    memory.close()
+    call(replace(host, library=_library(library, host), view=view))
 
 
 def _never(stream: int, what: str) -> None:

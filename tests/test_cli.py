@@ -255,7 +255,7 @@ def test_same_command_gives_the_same_cases(fakes: Fakes, in_tmp: Path) -> None:
         ("--dispatch-dtype fp4", "fp4"),
         ("--cross-rail maybe", "maybe"),
         ("--sm-copy top", "top"),
-        ("--device cuda", "no device 'cuda' in this version; choose one of sim"),
+        ("--device gpu", "no device 'gpu' in this version; choose one of sim"),
         ("--device abacus", "abacus"),
         ("--fabric h801", "h801"),
         ("--preset deepseek-v9", "deepseek-v9"),

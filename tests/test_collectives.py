@@ -16,6 +16,8 @@ from fake_ranks import run_ranks, this_process
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.expand import expand
+from bench.suites import SUITES
 from bench.traffic.plan import Plan
 from bench.workloads.routing import Routing
 from bench.workloads.whole_numbers import whole_numbers
@@ -32,6 +34,7 @@ from comms.mpi.collectives import HostMemory, MpiCollectives
 from comms.mpi.cuda_aware import cuda_support
 from comms.mpi.ranks import Ranks
 from kernels.floats import from_bf16, to_bf16
+from kernels.nccl_like.constants import LIBRARY_SMS
 from kernels.packing import exchange
 from kernels.protocol import MOST_WHOLE, HostCall, HostLaunch
 from kernels.registry import find_protocol
@@ -104,6 +107,12 @@ def _run(size: int, work: Work, limit_s: float = 10.0) -> list[Any]:
     return run_ranks(size, begin)
 
 
+def _read(library: Collectives, buffer: Any) -> Any:  # noqa: ANN401
+    library.fetch([buffer])
+    (values,) = library.fetched()
+    return values
+
+
 def _host(ranks: Ranks, shape: Shape, library: Collectives, view: Any, variant: str) -> HostCall:  # noqa: ANN401
     protocol = find_protocol("nccl", variant)
     comm: Any = ranks.comm
@@ -133,14 +142,15 @@ def test_counts_of_ranks(nccl: FakeNccl, world: tuple[Shape, Routing]) -> None:
         host = _host(ranks, shape, library, view, "dedup")
         view("block_totals", np.int32)[: shape.world_size] = plan.copies[rank]
         exchange.counts(host)
+        exchange.sizes(host)
         # Rows that name their source and place travel as the plan says.
         num_rows = int(plan.copies[rank].sum())
         sent = view("from_x", np.int32)
         sent[:num_rows] = 1000 * rank + np.arange(num_rows)
         rows = [Rows(sent.view(np.uint8), view("into_x", np.uint8), 4)]
         library.exchange(rows, host.kept["splits"])
-        received = library.read(view("into_x", np.int32))[: index.num_recv(rank)]
-        return host.kept["splits"], library.read(view("recv_counts", np.int32)), received
+        received = _read(library, view("into_x", np.int32))[: index.num_recv(rank)]
+        return host.kept["splits"], _read(library, view("recv_counts", np.int32)), received
 
     found = _run(shape.world_size, work)
     _check_splits([one[0] for one in found], plan.copies)
@@ -176,7 +186,8 @@ def test_counts_of_experts(nccl: FakeNccl, world: tuple[Shape, Routing]) -> None
         host = _host(ranks, shape, library, view, "selection")
         view("block_totals", np.int32)[: size * width] = by_column[ranks.rank]
         exchange.counts(host)
-        tables = [library.read(view(name, np.int32)) for name in ("recv_counts", "pair_begins")]
+        exchange.sizes(host)
+        tables = [_read(library, view(name, np.int32)) for name in ("recv_counts", "pair_begins")]
         return host.kept["splits"], *(
             table[: size * width].reshape(size, width) for table in tables
         )
@@ -200,8 +211,9 @@ def test_counts_of_equal_splits(nccl: FakeNccl, world: tuple[Shape, Routing]) ->
         host = _host(ranks, shape, library, view, "padded")
         view("block_totals", np.int32)[: shape.world_size] = copies[ranks.rank]
         exchange.counts_of_all(host)
+        exchange.equal_sizes(host)
         names = ("recv_counts", "recv_begins")
-        return host.kept["splits"], *(library.read(view(name, np.int32)) for name in names)
+        return host.kept["splits"], *(_read(library, view(name, np.int32)) for name in names)
 
     size, most = shape.world_size, int(copies.max())
     for rank, (splits, recv_counts, begins) in enumerate(_run(size, work)):
@@ -259,7 +271,7 @@ def _equal(ranks: Ranks, communicators: Communicators, view: Any) -> Any:  # noq
     counts = np.full(ranks.world_size, 3)
     splits = RowSplits(starts(counts), counts, starts(counts), counts)
     library.exchange([Rows(view("from_x", np.uint8), view("into_x", np.uint8), 16)], splits)
-    return library.read(view("into_x", np.uint8))
+    return _read(library, view("into_x", np.uint8))
 
 
 def test_nccl_that_fails_in_the_middle(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,29 +371,53 @@ def test_more_rows_than_mpi_counts() -> None:
 # The order of a stream
 
 
-def test_a_table_written_twice_waits_for_the_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_table_written_twice_waits_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = FakeMachine()
     install_cuda(monkeypatch, machine)
-    table = np.zeros(4, np.int32).view(_CardArray)
-    other = np.zeros(4, np.int32).view(_CardArray)
+    table, other = (np.zeros(4, np.int32).view(_CardArray) for _ in range(2))
     looks: list[str] = []
     runtime = sys.modules["cupy.cuda.runtime"]
-    monkeypatch.setattr(runtime, "streamQuery", lambda stream: looks.append("look") or 0)
+    event_query = runtime.eventQuery
+    monkeypatch.setattr(runtime, "streamQuery", lambda stream: looks.append("stream") or 0)
+    monkeypatch.setattr(
+        runtime, "eventQuery", lambda event: looks.append("event") or event_query(event)
+    )
     memory = StreamMemory(STREAM, plain_wait)
     memory.write(table, np.array([1, 2], np.int32))
     memory.write(other, np.array([5], np.int32))
     assert looks == []
     memory.write(table, np.array([3], np.int32))
-    assert looks == ["look"]
-    assert memory.read(table).tolist() == [3, 2, 0, 0]
-    assert looks == ["look", "look"]
+    assert looks == ["stream"]
+    # What was written before a copy has been read when that is done, and not before.
+    memory.fetch([table, other])
+    memory.write(table, np.array([4], np.int32))
+    assert looks == ["stream", "stream"]
+    found = memory.fetched()
+    assert [values.tolist() for values in found] == [[3, 2, 0, 0], [5, 0, 0, 0]]
+    memory.write(other, np.array([6], np.int32))
+    memory.fetch([other])
+    assert memory.fetched()[0].tolist() == [6, 0, 0, 0]
+    looks.clear()
+    memory.write(other, np.array([7], np.int32))
+    assert looks == []
     memory.clear(table)
     assert table.tolist() == [0, 0, 0, 0]
     memory.close()
     memory.close()
     assert machine.left() == []
+
+
+def test_counts_are_waited_for_alone(nccl: FakeNccl) -> None:
+    def work(ranks: Ranks, communicators: Communicators, view: Any) -> Any:  # noqa: ANN401
+        library = nccl_collectives(communicators, Wanted(), rank=ranks.rank, stream=STREAM)
+        view("from_x", np.int32)[:2] = 10 * ranks.rank, 10 * ranks.rank + 1
+        library.exchange_equal([Rows(view("from_x", np.uint8), view("into_x", np.uint8), 4)], 1)
+        library.fetch([view("into_x", np.int32)[:2]])
+        # Work that never ends comes after the copy.
+        this_process().state["pending"][STREAM].append(lambda: False)
+        return library.fetched()[0].tolist()
+
+    assert _run(2, work, limit_s=0.3) == [[0, 10], [1, 11]]
 
 
 def test_long_work_is_waited_for_by_who_knows_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,12 +458,12 @@ class _CardArray(np.ndarray[Any, Any]):
 def test_a_budget_is_never_passed(num_sms: int, max_ctas: int) -> None:
     assert Wanted.within(num_sms) == Wanted(max_ctas=max_ctas)
     shape = Shape(1, 8, 16, 64, 8, 2, num_sms)
+    # At what stands for NCCL's own choice nothing limits it.
+    wanted = Wanted() if num_sms >= LIBRARY_SMS else Wanted(max_ctas=max_ctas)
     for variant in ("dedup", "selection", "padded", "allgather", "reduce_scatter"):
         protocol = find_protocol("nccl", variant)
         assert protocol.library is not None
-        assert protocol.library(shape) == Wanted(max_ctas=max_ctas)
-        own = Shape(1, 8, 16, 64, 8, 2, num_sms, knobs=(("own_ctas", 1),))
-        assert protocol.library(own) == Wanted()
+        assert protocol.library(shape) == wanted
 
 
 class _Mpi:
@@ -486,7 +522,7 @@ def test_only_counts_are_waited_for(variant: str) -> None:
         hosts = [one for one in protocol.launches(op, form) if isinstance(one, HostLaunch)]  # type: ignore[arg-type]
         assert hosts
         assert [one.name for one in hosts if one.waits] == (
-            ["counts"] if (op, form) == ("dispatch", "fresh") and variant != "allgather" else []
+            ["sizes"] if (op, form) == ("dispatch", "fresh") and variant != "allgather" else []
         )
     # MPI waits for the stream before each of its calls.
     waits = [
@@ -529,3 +565,15 @@ def test_sums_of_whole_numbers_that_bf16_has_not() -> None:
     assert protocol.refuses(shape, "combine", cross_rail="spine") is None
     more = Shape(1, 8, 16, 64, 256, 37, 8)
     assert "sums of 37 rows" in protocol.refuses(more, "combine", cross_rail="spine")
+
+
+@pytest.mark.parametrize("name", ["cards", "cards-two-nodes"])
+def test_suites_of_gpus_hold_nccl_to_budgets_and_to_none(name: str) -> None:
+    specs = [spec for spec in expand(SUITES[name].grids) if spec.kernel == "nccl"]
+    wanted = {
+        (spec.variant, library(spec.shape()).max_ctas)
+        for spec in specs
+        if (library := spec.protocol().library) is not None
+    }
+    assert wanted == {("dedup", 8), ("dedup", 16), ("dedup", None), ("selection", None)}
+    assert {spec.form for spec in specs} == {"fresh", "cached"}

@@ -288,7 +288,7 @@ def test_nothing_runs_a_variant_that_nobody_compares_with_unless_asked() -> None
         *(default_grid(device) for device in DEVICES),
         *sum((s.grids for s in SUITES.values()), ()),
     ]
-    specs = [spec for spec in expand(grids) if spec.kernel in ("nccl_like", "mpi")]
+    specs = [spec for spec in expand(grids) if spec.kernel in ("nccl_like", "nccl", "mpi")]
     assert {spec.variant for spec in specs} == {"dedup", "selection"}
     asked = expand([Grid(kernel=("nccl_like",))])
     assert [spec.variant for spec in asked] == ["dedup", "selection", "padded", "allgather"]

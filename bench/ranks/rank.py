@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bench.measured import Team
     from bench.ranks.supervisor import Supervisor
     from comms.cuda.cards import Card
+    from comms.cuda.kept_nccl import KeptNccl
     from comms.mpi.ranks import Ranks
 
 S = TypeVar("S", bound="Sink")
@@ -111,19 +112,19 @@ class _Worlds:
         self, ranks: Ranks, specs: Sequence[CaseSpec], timing: Timing, card: Card | None
     ) -> None:
         """Make communicators; collective."""
-        from comms.cuda.kept_nccl import KeptNccl
-
         self._timing = timing
         self._card = card
         self.ranks: dict[int, Ranks | None] = {ranks.world_size: ranks}
         for size in sorted({spec.num_processes for spec in specs if spec.device != "sim"}):
             if size < ranks.world_size:
                 self.ranks[size] = ranks.first(size)
-        self._nccl = {
-            size: KeptNccl(own, timing.timeout_s)
-            for size, own in self.ranks.items()
-            if own is not None and card is not None
-        }
+        self._nccl: dict[int, KeptNccl] = {}
+        if card is not None:
+            from comms.cuda.kept_nccl import KeptNccl
+
+            for size, own in self.ranks.items():
+                if own is not None:
+                    self._nccl[size] = KeptNccl(own, timing.timeout_s)
 
     def team(self, spec: CaseSpec, ranks: Ranks, supervisor: Supervisor) -> Team:
         """Return the ranks that run a spec, of which this is one."""

@@ -39,14 +39,12 @@ class NcclCollectives:
         check_bounds(rows, splits)
         parts = []
         own: list[tuple[int, int, int]] = []
-        columns = [each.tolist() for each in splits]
-        world_size = len(columns[0])
+        messages = list(enumerate(zip(*(column.tolist() for column in splits), strict=True)))
+        # Ranks begin with different peers.
+        messages = messages[self._rank :] + messages[: self._rank]
         for source, target, row_bytes in rows:
             from_addr, into_addr = address_of(source), address_of(target)
-            for delta in range(world_size):
-                # Ranks begin with different peers.
-                peer = (self._rank + delta) % world_size
-                send_begin, send_count, recv_begin, recv_count = (each[peer] for each in columns)
+            for peer, (send_begin, send_count, recv_begin, recv_count) in messages:
                 send_addr = from_addr + send_begin * row_bytes
                 recv_addr = into_addr + recv_begin * row_bytes
                 if peer == self._rank:
@@ -103,9 +101,13 @@ class NcclCollectives:
         """Set a buffer to zero."""
         self._memory.clear(target)
 
-    def read(self, source: Buffer) -> HostArray:
-        """Return a copy of a buffer on the host, after everything before has ended."""
-        return self._memory.read(source)
+    def fetch(self, sources: Sequence[Buffer]) -> None:
+        """Begin to copy buffers to the host, in the order of the stream."""
+        self._memory.fetch(sources)
+
+    def fetched(self) -> list[HostArray]:
+        """Return the copies of the last `fetch` when they are done."""
+        return self._memory.fetched()
 
     def write(self, target: Buffer, values: HostArray) -> None:
         """Set the first elements of a buffer, in the order of the stream."""

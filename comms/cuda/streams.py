@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from comms.collectives import Buffer, HostArray
 from comms.cuda.errors import explained
 
-#: Status of a stream that is done.
+#: Status of a stream or an event that is done.
 _READY = 0
 #: How long the host looks at a stream without a pause. Counts are read while a kernel of some
 #: hundred microseconds runs, and a sleep would be part of the measured time.
@@ -36,8 +36,12 @@ class StreamMemory:
         """
         self.stream = stream
         self._wait = wait
-        self._pinned: dict[int, npt.NDArray[np.uint8]] = {}
+        self._pinned: dict[tuple[str, int], npt.NDArray[np.uint8]] = {}
+        #: Tables whose copies may not have been read, and those of them before the last `fetch`.
         self._written: set[int] = set()
+        self._fenced: set[int] = set()
+        self._event = 0
+        self._coming: list[HostArray] | None = None
 
     def settle(self) -> None:
         """Wait until all that is on the stream has ended.
@@ -48,12 +52,9 @@ class StreamMemory:
         """
         from cupy.cuda import runtime
 
-        deadline = time.monotonic() + _SPIN_S
-        while runtime.streamQuery(self.stream) != _READY:
-            if time.monotonic() > deadline:
-                self._wait(self.stream, "a library's call or the kernel before it")
-                break
+        self._spin(lambda: int(runtime.streamQuery(self.stream)))
         self._written.clear()
+        self._fenced.clear()
 
     def clear(self, target: Buffer) -> None:
         """Set a buffer to zero."""
@@ -71,33 +72,55 @@ class StreamMemory:
             kind = runtime.memcpyDeviceToDevice
             runtime.memcpyAsync(target, source, num_bytes, kind, self.stream)
 
-    def read(self, source: Buffer) -> HostArray:
-        """Return a copy on the host, after everything before has ended."""
+    def fetch(self, sources: Sequence[Buffer]) -> None:
+        """Begin to copy buffers to the host."""
+        assert self._coming is None, "what was fetched before has not been taken"
         with explained("a buffer cannot be read"):
             from cupy.cuda import runtime
 
-            staged = self._stage(address_of(source), source.nbytes)
-            if source.nbytes:
-                kind = runtime.memcpyDeviceToHost
-                from_addr = address_of(source)
-                runtime.memcpyAsync(staged.ctypes.data, from_addr, source.nbytes, kind, self.stream)
-        self.settle()
-        values: HostArray = staged[: source.nbytes].view(source.dtype).copy()
-        return values
+            self._coming = []
+            for source in sources:
+                from_addr, num_bytes = address_of(source), source.nbytes
+                staged = self._stage("read", from_addr, num_bytes)
+                self._coming.append(staged[:num_bytes].view(source.dtype))
+                if num_bytes:
+                    kind = runtime.memcpyDeviceToHost
+                    into = staged.ctypes.data
+                    runtime.memcpyAsync(into, from_addr, num_bytes, kind, self.stream)
+            if not self._event:
+                self._event = runtime.eventCreateWithFlags(runtime.eventDisableTiming)
+            runtime.eventRecord(self._event, self.stream)
+        self._fenced |= self._written
+        self._written.clear()
+
+    def fetched(self) -> list[HostArray]:
+        """Return the copies of the last `fetch`, when they and what was before have ended.
+
+        Raises:
+            RuntimeFailure: it failed.
+            TimeoutFailure: it takes too long.
+        """
+        from cupy.cuda import runtime
+
+        coming, self._coming = self._coming, None
+        assert coming is not None, "nothing was fetched"
+        self._spin(lambda: int(runtime.eventQuery(self._event)))
+        self._fenced.clear()
+        return [values.copy() for values in coming]
 
     def write(self, target: Buffer, values: HostArray) -> None:
         """Set the first elements of a buffer, in the order of the stream."""
         address = address_of(target)
         assert target.dtype == values.dtype, f"{target.dtype=}, {values.dtype=}"
         assert values.nbytes <= target.nbytes, f"{values.nbytes=}, {target.nbytes=}"
-        if address in self._written:
+        if address in self._written or address in self._fenced:
             # The copy before may not have read its pinned memory yet.
             self.settle()
         self._written.add(address)
         with explained("a table cannot be written"):
             from cupy.cuda import runtime
 
-            staged = self._stage(address, target.nbytes)
+            staged = self._stage("write", address, target.nbytes)
             staged[: values.nbytes] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
             if values.nbytes:
                 kind = runtime.memcpyHostToDevice
@@ -110,12 +133,23 @@ class StreamMemory:
         pinned, self._pinned = self._pinned, {}
         for staged in pinned.values():
             runtime.freeHost(staged.ctypes.data)
+        event, self._event = self._event, 0
+        if event:
+            runtime.eventDestroy(event)
 
-    def _stage(self, address: int, num_bytes: int) -> npt.NDArray[np.uint8]:
-        """Return the pinned memory that stands for a buffer."""
+    def _spin(self, status: Callable[[], int]) -> None:
+        """Look until a status says that work is done, and leave it to `wait` where that is long."""
+        deadline = time.monotonic() + _SPIN_S
+        while status() != _READY:
+            if time.monotonic() > deadline:
+                self._wait(self.stream, "a library's call or the kernel before it")
+                break
+
+    def _stage(self, use: str, address: int, num_bytes: int) -> npt.NDArray[np.uint8]:
+        """Return the pinned memory that a buffer is read to, or written from."""
         from cupy.cuda import runtime
 
-        kept = self._pinned.get(address)
+        kept = self._pinned.get((use, address))
         if kept is not None and len(kept) >= num_bytes:
             return kept
         if kept is not None:
@@ -123,8 +157,8 @@ class StreamMemory:
             runtime.freeHost(kept.ctypes.data)
         pinned = runtime.hostAlloc(max(num_bytes, 1), runtime.hostAllocPortable)
         memory: Any = (ctypes.c_uint8 * max(num_bytes, 1)).from_address(pinned)
-        self._pinned[address] = np.frombuffer(memory, np.uint8)
-        return self._pinned[address]
+        self._pinned[use, address] = np.frombuffer(memory, np.uint8)
+        return self._pinned[use, address]
 
 
 def plain_wait(stream: int, what: str) -> None:

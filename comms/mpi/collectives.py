@@ -27,8 +27,11 @@ class Memory(Protocol):
     def clear(self, target: Buffer) -> None:
         """Set a buffer to zero."""
 
-    def read(self, source: Buffer) -> HostArray:
-        """Return a copy on the host."""
+    def fetch(self, sources: Sequence[Buffer]) -> None:
+        """Begin to copy buffers to the host."""
+
+    def fetched(self) -> list[HostArray]:
+        """Return the copies of the last `fetch`."""
 
     def write(self, target: Buffer, values: HostArray) -> None:
         """Set the first elements of a buffer."""
@@ -37,6 +40,9 @@ class Memory(Protocol):
 class HostMemory:
     """Arrays of NumPy: what kernels and MPI have left is there when their calls return."""
 
+    def __init__(self) -> None:
+        self._fetched: list[HostArray] = []
+
     def settle(self) -> None:
         """Wait for nothing."""
 
@@ -44,10 +50,13 @@ class HostMemory:
         """Set a buffer to zero."""
         target[:] = 0
 
-    def read(self, source: Buffer) -> HostArray:
-        """Return a copy."""
-        copy: HostArray = source.copy()
-        return copy
+    def fetch(self, sources: Sequence[Buffer]) -> None:
+        """Copy buffers."""
+        self._fetched = [source.copy() for source in sources]
+
+    def fetched(self) -> list[HostArray]:
+        """Return the copies of the last `fetch`."""
+        return self._fetched
 
     def write(self, target: Buffer, values: HostArray) -> None:
         """Set the first elements of a buffer."""
@@ -99,9 +108,13 @@ class MpiCollectives:
         """Set a buffer to zero."""
         self._memory.clear(target)
 
-    def read(self, source: Buffer) -> HostArray:
-        """Return a copy of a buffer on the host."""
-        return self._memory.read(source)
+    def fetch(self, sources: Sequence[Buffer]) -> None:
+        """Begin to copy buffers to the host."""
+        self._memory.fetch(sources)
+
+    def fetched(self) -> list[HostArray]:
+        """Return the copies of the last `fetch`."""
+        return self._memory.fetched()
 
     def write(self, target: Buffer, values: HostArray) -> None:
         """Set the first elements of a buffer."""

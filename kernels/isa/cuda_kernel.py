@@ -65,7 +65,7 @@ def compile_kernel(
         num_warps: warps of a block.
         arch: for example `sm_90`.
         is_virtual: whether `blockIdx.y` is one of several ranks on this GPU.
-        line_info: whether profilers can name lines.
+        line_info: whether profilers can name lines of the instructions (`cuh/*.cuh`).
 
     Raises:
         UsageError: the kernel does not compile.
@@ -111,7 +111,9 @@ def _parts(
     entry = compile_cxx(
         source, arch=arch, include=_ISA, name=f"{launch.name}.cu", line_info=line_info
     )
-    return [_compiled(launch, arch, line_info), entry]
+    # What numba-cuda says of lines keeps nvJitLink from linking: its version of debugging data
+    # is flagged in another way than NVRTC's, and once that is mended the lines are lost.
+    return [_compiled(launch, arch, line_info=False), entry]
 
 
 def entry_source(

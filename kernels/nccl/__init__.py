@@ -2,10 +2,13 @@
 
 The kernels before and after are those of `kernels.packing`, on all SMs. Counts are exchanged
 between the GPUs and then read by the host, which names the size of each message to NCCL: that wait
-is part of the time, as it is in frameworks. `dedup` and `selection` send and receive by one group
-of ncclSend and ncclRecv for rows, ids and weights. `padded` does by ncclAlltoAll, with all messages
-as long as the longest; `copy_engine` likewise without an SM, by the GPUs' copy engines, where both
-buffers lie in windows that NCCL knows.
+is part of the time, as it is in frameworks. It is hidden as far as it can be: counts travel before
+rows are packed, and the host waits for them alone (`sizes`), except where packing needs them.
+
+`dedup` and `selection` send and receive by one group of ncclSend and ncclRecv for rows, ids and
+weights. `padded` does by ncclAlltoAll, with all messages as long as the longest; `copy_engine`
+likewise without an SM, by the GPUs' copy engines, where both buffers lie in windows that NCCL
+knows.
 
 `allgather` sends every token to every rank. Its combine exchanges `num_tokens` rows between every
 two ranks and adds them at the source, by ascending rank, in FP32, rounded once: the sum that all
@@ -17,27 +20,25 @@ numbers, which have the same sum in every order and with every such rounding
 (`Protocol.whole_numbers`).
 
 An SM budget is the communicator's. NCCL rounds the channels of point-to-point calls up to a power
-of two (src/graph/paths.cc), so a budget asks for the power of two that it holds. `own_ctas=1`
-leaves the choice to NCCL.
+of two (src/graph/paths.cc), so a budget asks for the power of two that it holds. With LIBRARY_SMS
+and more NCCL chooses for itself: that is what it gets where nobody limits it.
 """
 
 from dataclasses import replace
 
 from comms.collectives import Wanted
-from kernels.knobs import Knob
+from kernels.nccl_like.constants import LIBRARY_SMS
 from kernels.packing import Variant
 from kernels.packing.hosted import hosted
 from kernels.protocol import MOST_WHOLE, Op, Protocol
 from kernels.shape import Shape
-
-OWN_CTAS = Knob("own_ctas", "1 where NCCL chooses its CTAs itself, whatever num_sms", (0, 1), 0)
 
 #: BF16 has every integer up to this.
 _MOST_EXACT = 256
 
 
 def _library(shape: Shape) -> Wanted:
-    return Wanted() if OWN_CTAS.of(shape) else Wanted.within(shape.num_sms)
+    return Wanted() if shape.num_sms >= LIBRARY_SMS else Wanted.within(shape.num_sms)
 
 
 def _copy_engines(shape: Shape) -> Wanted:
@@ -52,7 +53,7 @@ def _one_node(shape: Shape, op: Op, *, cross_rail: str) -> str | None:
 
 def _variant(variant: Variant, summary: str) -> Protocol:
     protocol = hosted("nccl", variant, summary, devices=("cuda",), library=_library, queues=True)
-    return replace(protocol, knobs=(OWN_CTAS,), route="pxn")
+    return replace(protocol, route="pxn")
 
 
 def _by_copy_engine() -> Protocol:
@@ -86,7 +87,6 @@ def _by_reduce_scatter() -> Protocol:
     return replace(
         protocol,
         variant="reduce_scatter",
-        knobs=(OWN_CTAS,),
         route="pxn",
         refuses=refuses,
         whole_numbers=True,

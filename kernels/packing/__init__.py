@@ -63,6 +63,8 @@ class Library:
         exchange: takes rows, ids and weights to other ranks.
         exchange_back: takes rows back.
         counts: tells every rank what it will get; none where nothing is counted.
+        sizes: waits for the counts; where it is given, counts are told before rows are packed, and
+            waited for as late as can be.
         clear: zeroes what goes back, for an `exchange_back` that adds rows itself; none where
             they are added here.
     """
@@ -70,6 +72,7 @@ class Library:
     exchange: Launch
     exchange_back: Launch
     counts: Launch | None = None
+    sizes: Launch | None = None
     clear: Launch | None = None
 
 
@@ -100,6 +103,7 @@ def baseline(kernel: str, variant: Variant, summary: str, library: Library) -> P
 def _launches(op: Op, form: Form, variant: Variant, library: Library) -> tuple[Launch, ...]:
     """Return the launches of an operation, the library's among them."""
     counts = (library.counts,) if library.counts else ()
+    sizes = (library.sizes,) if library.sizes else ()
     if op == "combine":
         before = {"dedup": (), "selection": (_PACK_BACK,)}.get(variant, (_SPREAD,))
         if library.clear:
@@ -113,7 +117,9 @@ def _launches(op: Op, form: Form, variant: Variant, library: Library) -> tuple[L
     if form == "cached":
         return (_PACK, library.exchange, *after)
     if variant == "padded":
-        return (_LAYOUT, _TOTALS, *counts, _PACK, library.exchange, *after)
+        return (_LAYOUT, _TOTALS, *counts, *sizes, _PACK, library.exchange, *after)
+    if sizes:
+        return (_LAYOUT, _TOTALS, *counts, _PACK, *sizes, library.exchange, *after)
     return (_LAYOUT, _PACK, *counts, library.exchange, *after)
 
 

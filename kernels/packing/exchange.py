@@ -15,11 +15,10 @@ Int64 = npt.NDArray[np.int64]
 
 
 def counts(host: HostCall) -> None:
-    """Tell every rank what it will get; work out where everything goes.
+    """Tell every rank what it will get, and let the host have a copy of it.
 
     Reads the first row of `block_totals`, this rank's rows by column. Writes `recv_counts` by
-    (source, column of the own) and, where a rank has several columns, `pair_begins`, where the rows
-    of each such pair begin when sorted by (column, source).
+    (source, column of the own).
     """
     world = host.shape.world_size
     width = host.number("counts_per_rank")
@@ -27,8 +26,18 @@ def counts(host: HostCall) -> None:
     target = host.view("recv_counts", np.int32)[: world * width]
     row = Rows(totals.view(np.uint8), target.view(np.uint8), 4 * width)
     host.library.exchange_equal([row], 1)
-    sent = host.library.read(totals).reshape(world, width)
-    received = host.library.read(target).reshape(world, width)
+    host.library.fetch([totals, target])
+
+
+def sizes(host: HostCall) -> None:
+    """Wait for the counts and work out where everything goes.
+
+    Writes, where a rank has several columns, `pair_begins`: where the rows of each (source, column
+    of the own) begin when sorted by (column, source).
+    """
+    world = host.shape.world_size
+    width = host.number("counts_per_rank")
+    sent, received = (each.reshape(world, width) for each in host.library.fetched())
     if host.number("by_expert"):
         _write(host, "pair_begins", starts(received.T.ravel()).reshape(width, world).T.ravel())
     to_all, from_all = (each.sum(axis=1, dtype=np.int64) for each in (sent, received))
@@ -36,16 +45,26 @@ def counts(host: HostCall) -> None:
 
 
 def counts_of_all(host: HostCall) -> None:
-    """Tell every rank what all ranks send: `counts` for splits padded to the longest message.
+    """Tell every rank what all ranks send, and let the host have a copy of it.
 
-    Writes `all_counts` by (source, rank), `recv_counts` and `pair_begins` as `counts` does, and
-    where equal splits begin to `send_begins` and `recv_begins`.
+    Writes `all_counts` by (source, rank).
     """
     world = host.shape.world_size
     totals = host.view("block_totals", np.uint8)[: 4 * world]
-    all_counts = host.view("all_counts", np.int32)
+    all_counts = host.view("all_counts", np.int32)[: world * world]
     host.library.gather([Rows(totals, all_counts.view(np.uint8), 4 * world)], 1)
-    sent = host.library.read(all_counts)[: world * world].reshape(world, world)
+    host.library.fetch([all_counts])
+
+
+def equal_sizes(host: HostCall) -> None:
+    """Wait for the counts and let all messages be as long as the longest of the world.
+
+    Writes `recv_counts` and `pair_begins` by source, and where equal splits begin to `send_begins`
+    and `recv_begins`.
+    """
+    world = host.shape.world_size
+    (found,) = host.library.fetched()
+    sent = found.reshape(world, world)
     received = sent[:, host.comm.rank].astype(np.int64)
     _write(host, "recv_counts", received)
     _write(host, "pair_begins", starts(received))

@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from comms.collectives import Wanted
 from kernels.packing import Library, Variant, baseline, exchange
-from kernels.protocol import HostLaunch, Protocol
+from kernels.protocol import HostCall, HostLaunch, Protocol
 from kernels.shape import Shape
+
+Call = Callable[[HostCall], None]
 
 
 def _library(variant: Variant, *, queues: bool, adds_back: bool) -> Library:
-    """Return the calls of a variant; only where they are queued need nothing wait for them."""
+    """Return the calls of a variant.
+
+    Where they are queued, the host reads the counts while rows are packed, else after that.
+    """
     waits = not queues
     if variant == "allgather":
         there = HostLaunch("allgather", exchange.gather, waits)
@@ -19,16 +25,23 @@ def _library(variant: Variant, *, queues: bool, adds_back: bool) -> Library:
         back = HostLaunch("reduce_scatter", exchange.sum_back, waits)
         return Library(there, back, clear=HostLaunch("clear", exchange.clear_back, waits))
     if variant == "padded":
-        return Library(
-            HostLaunch("alltoall", exchange.equal_rows, waits),
-            HostLaunch("alltoall_back", exchange.equal_rows_back, waits),
-            HostLaunch("counts", exchange.counts_of_all),
-        )
-    return Library(
-        HostLaunch("alltoallv", exchange.rows, waits),
-        HostLaunch("alltoallv_back", exchange.rows_back, waits),
-        HostLaunch("counts", exchange.counts),
-    )
+        there = HostLaunch("alltoall", exchange.equal_rows, waits)
+        back = HostLaunch("alltoall_back", exchange.equal_rows_back, waits)
+        counts, sizes = exchange.counts_of_all, exchange.equal_sizes
+    else:
+        there = HostLaunch("alltoallv", exchange.rows, waits)
+        back = HostLaunch("alltoallv_back", exchange.rows_back, waits)
+        counts, sizes = exchange.counts, exchange.sizes
+    if not queues:
+        return Library(there, back, HostLaunch("counts", partial(_both, counts, sizes)))
+    told = HostLaunch("counts", counts, waits=False)
+    return Library(there, back, told, HostLaunch("sizes", sizes))
+
+
+def _both(counts: Call, sizes: Call, host: HostCall) -> None:
+    """Tell the counts and wait for them."""
+    counts(host)
+    sizes(host)
 
 
 def hosted(

@@ -6,7 +6,8 @@ The second hop and the sum inside a node are kernels as those of `two_hop/rail`,
 follow each other, each over all rows: a time is the sum of its phases, where `two_hop/rail` is as
 long as its longest.
 
-The host reads the counts of a fresh dispatch before it can ask for the first hop.
+The host reads the counts of a fresh dispatch before it can ask for the first hop, while `pack`
+runs.
 """
 
 from comms.collectives import Wanted
@@ -23,7 +24,8 @@ NUM_WARPS = 16
 
 _COUNT = KernelLaunch("count", count, CountParams, NUM_WARPS)
 _TOTALS = KernelLaunch("totals", totals, CountParams, NUM_WARPS)
-_COUNTS = HostLaunch("counts", exchange.counts)
+_COUNTS = HostLaunch("counts", exchange.counts, waits=False)
+_SIZES = HostLaunch("sizes", exchange.sizes)
 _PACK = KernelLaunch("pack", pack, PackParams, NUM_WARPS)
 _RAIL = HostLaunch("rail", exchange.rail, waits=False)
 _FORWARD = KernelLaunch("forward", forward, ForwardParams, NUM_WARPS)
@@ -91,7 +93,7 @@ def _launches(op: Op, form: Form) -> tuple[KernelLaunch | HostLaunch, ...]:
         return (_SUM_NODES, _RAIL_BACK, _REDUCE)
     if form == "cached":
         return (_PACK, _RAIL, _FORWARD)
-    return (_COUNT, _TOTALS, _COUNTS, _PACK, _RAIL, _FORWARD)
+    return (_COUNT, _TOTALS, _COUNTS, _PACK, _SIZES, _RAIL, _FORWARD)
 
 
 def _refuses(shape: Shape, op: Op, *, cross_rail: str) -> str | None:

@@ -11,13 +11,19 @@ from kernels.shape import Shape
 
 
 def counts(host: HostCall) -> None:
-    """Tell every rank the counts of all, by rank and by node; keep what goes over the rail."""
+    """Tell every rank the counts of all, by rank and by node, and let the host have a copy."""
     counts_bytes = host.number("counts_bytes")
-    own, everyone = host.view("own_counts", np.uint8), host.view("all_counts", np.int32)
+    own = host.view("own_counts", np.uint8)
+    everyone = host.view("all_counts", np.int32)[: host.shape.world_size * counts_bytes // 4]
     host.library.gather([Rows(own, everyone.view(np.uint8), counts_bytes)], 1)
-    world, columns = host.shape.world_size, counts_bytes // 4
-    found = host.library.read(everyone)[: world * columns].reshape(world, columns)
-    host.kept["rail"] = rail_splits(found[:, world:], host.comm.rank, host.shape)
+    host.library.fetch([everyone])
+
+
+def sizes(host: HostCall) -> None:
+    """Wait for the counts and keep what goes over the rail."""
+    (found,) = host.library.fetched()
+    by_node = found.reshape(host.shape.world_size, -1)[:, host.shape.world_size :]
+    host.kept["rail"] = rail_splits(by_node, host.comm.rank, host.shape)
 
 
 def rail_splits(by_node: HostArray, rank: int, shape: Shape) -> RowSplits:
