@@ -1,5 +1,6 @@
-"""A device of this machine's CPUs for kernels of CUDA C++: lanes of real memory, and no times."""
+"""A device of this machine's CPUs for kernels of CUDA C++: lanes in real memory, and no times."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -13,31 +14,32 @@ from host_world import BulkTimes
 from bench.cases import CaseSpec
 from bench.check import CheckResult
 from bench.session import Session
+from bench.traffic.bounds import HalfOp
 from comms.memory import Layout
 from kernels.devices.base import Device, World, user_regions
 from kernels.isa.cxx_kernel import cxx_source
-from kernels.protocol import Form, KernelLaunch, Op, Protocol
+from kernels.protocol import Form, KernelLaunch, Protocol
 
 _ABORT = "abort"
-#: Bytes that a warp has for bulk copies: the least of any block.
-_ARCH = {True: "sm_90", False: "sm_80"}
+OPS: tuple[HalfOp, ...] = ("dispatch", "combine")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class How:
     """How a world of lanes is run.
 
     Attributes:
         has_bulk: whether the GPU that it stands for copies in bulk.
+        area_bytes: shared memory of a warp instead of what a launch gives it.
         bulk_times: when bulk copies happen.
         seed: order of turns.
         sanitizer: what watches it.
         limit_s: longest wait.
-        mutations: mistakes in headers or in `.cu` files, by the file's name.
-        python_ranks: not used here.
+        mutation: a mistake in a header, or in the `.cu` file of a launch.
     """
 
     has_bulk: bool = True
+    area_bytes: int | None = None
     bulk_times: BulkTimes = "at_any_time"
     seed: int = 1
     sanitizer: Sanitizer = "none"
@@ -49,7 +51,7 @@ class HostFailure(Exception):
     """A launch did what a GPU does not allow, or did not end."""
 
 
-class _HostWindows:
+class HostWindows:
     """Windows of all ranks at equal distance."""
 
     def __init__(self, layout: Layout, world_size: int) -> None:
@@ -57,12 +59,15 @@ class _HostWindows:
         self.memory = host_world.windows(world_size, layout.window_bytes)
 
     def base(self, rank: int) -> int:
+        """Return the address of a rank's window."""
         return host_world.address_of(self.memory, rank)
 
     def word(self, rank: int, offset: int) -> int:
+        """Return the int64 word at an offset of a rank's window."""
         return int(self.memory[rank, offset : offset + 8].view(np.int64)[0])
 
     def view(self, rank: int, name: str, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[Any]:
+        """Return a region of a rank as a flat array that shares its memory."""
         region = self.layout[name]
         return self.memory[rank, region.offset : region.offset + region.num_bytes].view(dtype)
 
@@ -70,16 +75,16 @@ class _HostWindows:
 class HostDevice(Device):
     """All ranks of a world, each launch a program of its own."""
 
-    windows: _HostWindows
+    windows: HostWindows
 
-    def __init__(self, protocol: Protocol, world: World, settings: Settings) -> None:
+    def __init__(self, protocol: Protocol, world: World, how: How) -> None:
         super().__init__(protocol, world)
         self.ranks = range(world.shape.world_size)
-        self._settings_of_run = settings
+        self._how = how
         regions = {**user_regions(protocol, world), **protocol.regions(world.shape), _ABORT: 8}
-        self.windows = _HostWindows(Layout(regions), world.shape.world_size)
+        self.windows = HostWindows(Layout(regions), world.shape.world_size)
 
-    def run(self, ops: Sequence[Op], form: Form) -> None:
+    def run(self, ops: Sequence[HalfOp], form: Form) -> None:
         """Run operations in order.
 
         Raises:
@@ -91,24 +96,16 @@ class HostDevice(Device):
                 self._run(launch, form)
 
     def _run(self, launch: KernelLaunch, form: Form) -> None:
-        how = self._settings_of_run
-        shape = self.world.shape
+        how, shape = self._how, self.world.shape
         num_warps = launch.warps(shape)
-        source = cxx_source(
-            launch, num_warps, arch=_ARCH[how.has_bulk], entry="entry", is_virtual=False
-        )
-        mutation = how.mutation
-        if mutation is not None and mutation.header.endswith(".cu"):
-            if launch.cxx is not None and launch.cxx.file.name == mutation.header:
-                assert source.count(mutation.old) == 1, f"{mutation.old!r} must occur once"
-                source = source.replace(mutation.old, mutation.new)
-            mutation = None
+        mutates_header = how.mutation is not None and how.mutation.header.endswith(".cuh")
+        # The entry takes the stride and an address for several ranks on a card first.
         params = [
             [0, 0, *self._params(launch, rank, form, shape.num_sms, num_warps)]
             for rank in self.ranks
         ]
         outcome = host_world.run(
-            source,
+            self._source(launch, num_warps),
             "entry",
             num_blocks=shape.num_sms,
             num_warps=num_warps,
@@ -121,14 +118,29 @@ class HostDevice(Device):
             bulk_times=how.bulk_times,
             defines=() if how.has_bulk else ("EP_HOST_NO_BULK",),
             sanitizer=how.sanitizer,
-            mutation=mutation,
+            mutation=how.mutation if mutates_header else None,
         )
         if not outcome.is_clean:
             raise HostFailure(f"{launch.name}: {outcome}")
 
+    def _source(self, launch: KernelLaunch, num_warps: int) -> str:
+        how = self._how
+        arch = "sm_90" if how.has_bulk else "sm_80"
+        source = cxx_source(launch, num_warps, arch=arch, entry="entry", is_virtual=False)
+        if how.has_bulk and how.area_bytes is not None:
+            source = re.sub(r"(?<=EP_AREA_BYTES )\d+", str(how.area_bytes), source)
+        mutation = how.mutation
+        if mutation is None or launch.cxx is None or launch.cxx.file.name != mutation.header:
+            return source
+        assert source.count(mutation.old) == 1, f"{mutation.old!r} must occur once"
+        return source.replace(mutation.old, mutation.new)
 
-def run_case(spec: CaseSpec, protocol: Protocol, settings: Settings) -> CheckResult:
-    """Run dispatch and combine twice, on new data each, in each form; return what is wrong.
+
+def run_case(spec: CaseSpec, protocol: Protocol, how: How) -> tuple[CheckResult, HostDevice]:
+    """Run dispatch and combine, on new data each time: fresh, cached and fresh again.
+
+    Returns:
+        What is wrong with the outputs, and the device with what the kernels left.
 
     Raises:
         HostFailure: a launch failed.
@@ -136,7 +148,7 @@ def run_case(spec: CaseSpec, protocol: Protocol, settings: Settings) -> CheckRes
     devices: list[HostDevice] = []
 
     def open_device(protocol: Protocol, world: World) -> Device:
-        devices.append(HostDevice(protocol, world, settings))
+        devices.append(HostDevice(protocol, world, how))
         return devices[-1]
 
     session = Session(spec, protocol, open_device)
@@ -144,7 +156,7 @@ def run_case(spec: CaseSpec, protocol: Protocol, settings: Settings) -> CheckRes
     late = np.zeros(spec.world_size, np.int64)
     check = CheckResult()
     for form in (*get_args(Form), "fresh"):
-        inputs = session.load(["dispatch", "combine"], form)
-        device.run(["dispatch", "combine"], form)
+        inputs = session.load(OPS, form)
+        device.run(OPS, form)
         check += session.check(inputs, late)
-    return check
+    return check, device

@@ -30,7 +30,11 @@ class Fanout {
   EP_FN void load_next() {
     if (source_ == end_) return;
     const u32 size = size_at(begin_);
-    if (lane_id() == 0) ring_.load(loading_, source_, size);
+    if (lane_id() == 0) {
+      // Other lanes have seen that their stores have read the stage.
+      fence_stages_to_bulk();
+      ring_.load(loading_, source_, size);
+    }
     loading_.advance();
     source_ += size;
     begin_ = begin_ + size == row_bytes_ ? 0 : begin_ + size;

@@ -67,7 +67,7 @@ class PieceLoader {
   Source& source_;
   u32 begin_, end_, column_;
   u32 num_bytes_ = 0, num_opened_ = 0;
-  int row_ = 0;
+  int row_ = 0, num_rows_ = 0;  // of the columns that are open
   i64 piece_ = 0;  // of this lane's row
   Rows rows_ = {};
   typename Ring::Place place_;
@@ -94,7 +94,7 @@ class PieceLoader {
     fence_to_bulk();
     num_bytes_ = smaller(PIECE_BYTES, end_ - column_);
     piece_ = rows_.address + column_;
-    row_ = 0;
+    row_ = 0, num_rows_ = rows_.num_rows;
     if (lane_id() == 0)
       records->lists[num_opened_ % NUM_LISTS] = {rows_.out + column_, num_bytes_, rows_.num_rows};
     ++num_opened_;
@@ -113,7 +113,7 @@ class PieceLoader {
 
   // Loads the next piece into a stage that is free; false when there is none now.
   EP_FN bool load(bool waits) {
-    if (row_ == rows_.num_rows && !open(waits)) return false;
+    if (row_ == num_rows_ && !open(waits)) return false;
     if (lane_id() == row_) {
       // The stage has been read.
       fence_stages_to_bulk();
