@@ -181,17 +181,20 @@ def test_suites_expand(name: str) -> None:
     worlds = {
         "sim": {"family": {8, 16, 32}, "family-ep64": {64}}.get(name, {8, 16}),
         "cpu": {2, 4},
-        "cuda": {2, 4, 8},
+        "cuda": {"cards": {8}, "cards-two-nodes": {16}}.get(name, {2, 4, 8}),
     }
     of_suite = {
         "quick": {"direct", "nccl_like"},
         "family": _FAMILY,
         "family-ep64": _FAMILY - {"ring"},
+        "one-card": {"direct", "ring", "low_latency", "two_hop", "ring_two_hop"},
+        "cards": {"direct", "ring", "nccl"},
+        "cards-two-nodes": {"direct", "two_hop", "ring_two_hop", "nccl"},
     }
     kernels = {
         "sim": of_suite.get(name, {"direct", "two_hop", "nccl_like"}),
         "cpu": {"direct", "mpi"},
-        "cuda": {"direct", "ring", "low_latency", "two_hop", "ring_two_hop"},
+        "cuda": of_suite.get(name, set()),
     }
     specs = expand(SUITES[name].grids)
     for device in {spec.device for spec in specs}:
