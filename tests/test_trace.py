@@ -301,7 +301,11 @@ def test_the_page_tells_what_was_dropped_and_which_ranks(
         (["--kernel", "direct"], 2, "these flags name 2: variant pull, push; give one of each"),
         (["--num-sms", "2,3"], 2, "these flags name 2: num_sms 2, 3; give one of each"),
         (["--trace-ranks", "0,2"], 2, "--trace-ranks must be below the 2 ranks"),
-        (["--kernel", "mpi/dedup"], 5, "nothing ran: mpi/dedup pair: it runs on device cpu or cuda only"),
+        (
+            ["--kernel", "mpi/dedup"],
+            5,
+            "nothing ran: mpi/dedup pair: it runs on device cpu or cuda only",
+        ),
         (["--op", "combine", "--nodes", "2"], 5, "pulls by remote loads, which reach one node"),
         (["--out", "no/such/trace.json"], 2, "cannot write the trace to no/such/trace.json"),
     ],
