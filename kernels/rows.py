@@ -14,6 +14,11 @@ SCALE_GROUP = 128
 PREFIX_HEAD, PREFIX_TAIL = 128, 64
 
 
+def pad16(num_bytes: int) -> int:
+    """Round bytes up to what a lane accesses at once, the alignment of rows and tables."""
+    return _pad(num_bytes, 16)
+
+
 def _pad(num_bytes: int, multiple: int) -> int:
     return -(-num_bytes // multiple) * multiple
 
@@ -21,9 +26,9 @@ def _pad(num_bytes: int, multiple: int) -> int:
 def row_bytes(hidden: int, dtype: Dtype) -> int:
     """Bytes of one padded row: data to 16 B, FP32 scales when FP8, the whole to 32 B."""
     if dtype == "bf16":
-        return _pad(_pad(2 * hidden, 16), 32)
+        return _pad(pad16(2 * hidden), 32)
     num_scales = -(-hidden // SCALE_GROUP)
-    return _pad(_pad(hidden, 16) + 4 * num_scales, 32)
+    return _pad(pad16(hidden) + 4 * num_scales, 32)
 
 
 def logical_row_bytes(hidden: int, dtype: Dtype) -> int:

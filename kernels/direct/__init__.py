@@ -12,6 +12,7 @@ from kernels.direct.dispatch import DispatchParams, dispatch
 from kernels.exchange import NO_PATH
 from kernels.knobs import Knob, too_many_warps
 from kernels.protocol import Form, KernelLaunch, Op, Protocol
+from kernels.rows import pad16
 from kernels.shape import Shape
 
 # Enough warps to have the bytes in flight that fill an SM's copy rate.
@@ -76,7 +77,7 @@ def num_copies(shape: Shape) -> int:
 
 def counts_row_bytes(shape: Shape) -> int:
     """Return the bytes of a rank's counts and their prefix sums, a multiple of 16."""
-    return -(-(8 * shape.world_size + 4) // 16) * 16
+    return pad16(8 * shape.world_size + 4)
 
 
 def _push_block_warps(shape: Shape) -> int:

@@ -19,6 +19,7 @@ from kernels.low_latency.dispatch import (
 )
 from kernels.low_latency.streams import parts_of
 from kernels.protocol import Form, KernelLaunch, Op, Protocol
+from kernels.rows import pad16
 from kernels.shape import Shape
 
 #: Bytes of full-size rows that a rank may give to slots; decode sizes need a fraction of it.
@@ -45,7 +46,7 @@ def _peer_rows(shape: Shape) -> int:
 
 
 def _padded(num_words: int) -> int:
-    return -(-4 * num_words // 16) * 16
+    return pad16(4 * num_words)
 
 
 def slot_bytes(shape: Shape, *, full: bool) -> dict[str, int]:

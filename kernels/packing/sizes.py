@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from kernels.rows import pad16
 from kernels.shape import Shape
 
 #: `dedup`: a row per (token, rank). `selection`: a row per (token, expert). `padded`: as `dedup`,
@@ -22,7 +23,7 @@ def num_columns(shape: Shape, variant: Variant) -> int:
 
 def column_bytes(shape: Shape, variant: Variant) -> int:
     """Return the bytes of a row of int32 counts and their sum, a multiple of 16."""
-    return -(-4 * (num_columns(shape, variant) + 1) // 16) * 16
+    return pad16(4 * (num_columns(shape, variant) + 1))
 
 
 def ids_bytes(shape: Shape, variant: Variant) -> int:

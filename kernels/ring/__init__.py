@@ -12,6 +12,7 @@ from kernels.protocol import Form, KernelLaunch, Op, Protocol
 from kernels.ring.combine import CombineParams, combine
 from kernels.ring.dispatch import DispatchParams, dispatch
 from kernels.ring.notify import NotifyParams, notify
+from kernels.rows import pad16
 from kernels.shape import Shape
 
 #: Warps of a block, divided among ranks (DeepEP: 768 threads).
@@ -42,10 +43,6 @@ COMBINE_RING_ROWS = Knob(
 KNOBS = (CHUNK_ROWS, RING_ROWS, COMBINE_CHUNK_ROWS, COMBINE_RING_ROWS)
 
 
-def _pad16(num_bytes: int) -> int:
-    return -(-num_bytes // 16) * 16
-
-
 def _num_warps(shape: Shape) -> int:
     """Return the most warps, up to `BLOCK_WARPS`, that all ranks have equal parts of."""
     return BLOCK_WARPS // shape.world_size * shape.world_size
@@ -61,8 +58,8 @@ def settings(shape: Shape) -> dict[str, int]:
         "back_slots": min(COMBINE_RING_ROWS.of(shape), channel_rows),
         # A quarter of the ring: senders seldom wait for credits, receivers seldom synchronise.
         "return_rows": chunk * max(ring // (4 * chunk), 1),
-        "counts_bytes": _pad16(4 * shape.world_size),
-        "begins_bytes": _pad16(4 * (shape.num_sms // 2 + 1)),
+        "counts_bytes": pad16(4 * shape.world_size),
+        "begins_bytes": pad16(4 * (shape.num_sms // 2 + 1)),
     }
 
 

@@ -12,11 +12,8 @@ from kernels.ring_two_hop.params import (
     SENDER_WARPS,
     WORKER_WARPS,
 )
+from kernels.rows import pad16
 from kernels.shape import Shape
-
-
-def _pad16(num_bytes: int) -> int:
-    return -(-num_bytes // 16) * 16
 
 
 def settings(shape: Shape) -> dict[str, int]:
@@ -26,12 +23,12 @@ def settings(shape: Shape) -> dict[str, int]:
         "num_nodes": nodes,
         "num_copies": min(shape.num_topk, nodes),
         "most_tokens": max(shape.num_tokens, 1),
-        "counts_bytes": _pad16(4 * (world + nodes)),
-        "world_counts_bytes": _pad16(4 * world),
-        "channel_meta_bytes": _pad16(8 * (shape.ranks_per_node + 1)),
-        "info_bytes": _pad16(8 + 8 * shape.num_topk),
+        "counts_bytes": pad16(4 * (world + nodes)),
+        "world_counts_bytes": pad16(4 * world),
+        "channel_meta_bytes": pad16(8 * (shape.ranks_per_node + 1)),
+        "info_bytes": pad16(8 + 8 * shape.num_topk),
         "scratch_bytes": 48 * nodes
-        + max(8 * world, 2 * _pad16(4 * (world + nodes)), 8 * WORKER_WARPS),
+        + max(8 * world, 2 * pad16(4 * (world + nodes)), 8 * WORKER_WARPS),
         # One for rows and one for credits of each channel of two SMs.
         "num_channels": shape.num_sms,
     }

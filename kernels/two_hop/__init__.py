@@ -7,6 +7,7 @@ The SM budget is fixed for a state: flags count blocks, and every block has an e
 from kernels.isa import MOST_SEGMENTS
 from kernels.knobs import Knob, too_many_warps
 from kernels.protocol import Form, KernelLaunch, Op, Protocol
+from kernels.rows import pad16
 from kernels.shape import Shape
 from kernels.two_hop.combine import combine
 from kernels.two_hop.dispatch import dispatch
@@ -47,12 +48,8 @@ KNOBS = (
 )
 
 
-def _pad16(num_bytes: int) -> int:
-    return -(-num_bytes // 16) * 16
-
-
 def _record_bytes(shape: Shape) -> int:
-    return _pad16(4 * shape.ranks_per_node + 8 * shape.num_topk)
+    return pad16(4 * shape.ranks_per_node + 8 * shape.num_topk)
 
 
 def _kept_bytes(shape: Shape) -> int:
@@ -89,11 +86,11 @@ def settings(shape: Shape) -> dict[str, int]:
         "channel_rows": _channel_rows(shape),
         "record_bytes": _record_bytes(shape),
         "kept_bytes": _kept_bytes(shape),
-        "counts_bytes": _pad16(4 * shape.world_size),
-        "channels_bytes": _pad16(4 * _num_channels(shape)),
+        "counts_bytes": pad16(4 * shape.world_size),
+        "channels_bytes": pad16(4 * _num_channels(shape)),
         "num_channels": 2 * _num_channels(shape) + 1,
         "max_copy_bytes": max(
-            CHUNK_ROWS.of(shape) * _record_bytes(shape), _pad16(4 * _num_channels(shape))
+            CHUNK_ROWS.of(shape) * _record_bytes(shape), pad16(4 * _num_channels(shape))
         ),
     }
 

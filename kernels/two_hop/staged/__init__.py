@@ -13,6 +13,7 @@ runs.
 from comms.collectives import Wanted
 from kernels.packing.unpack import ReduceParams, reduce
 from kernels.protocol import Form, HostLaunch, KernelLaunch, Op, Protocol
+from kernels.rows import pad16
 from kernels.shape import Shape
 from kernels.two_hop.staged import exchange
 from kernels.two_hop.staged.combine import sum_nodes
@@ -34,18 +35,14 @@ _RAIL_BACK = HostLaunch("rail_back", exchange.rail_back, waits=False)
 _REDUCE = KernelLaunch("reduce", reduce, ReduceParams, NUM_WARPS)
 
 
-def _pad16(num_bytes: int) -> int:
-    return -(-num_bytes // 16) * 16
-
-
 def settings(shape: Shape) -> dict[str, int | str]:
     """Return the parameters of the kernels."""
     return {
         "num_nodes": shape.num_nodes,
         "most_tokens": shape.num_tokens,
-        "counts_bytes": _pad16(4 * (shape.world_size + shape.num_nodes)),
-        "lists_bytes": _pad16(8 * shape.num_topk + 4 * (shape.num_nodes + 1)),
-        "record_bytes": _pad16(4 * shape.ranks_per_node + 8 * shape.num_topk),
+        "counts_bytes": pad16(4 * (shape.world_size + shape.num_nodes)),
+        "lists_bytes": pad16(8 * shape.num_topk + 4 * (shape.num_nodes + 1)),
+        "record_bytes": pad16(4 * shape.ranks_per_node + 8 * shape.num_topk),
         "kept_bytes": 8 + 8 * shape.ranks_per_node,
         # What `reduce` calls these.
         "stage_y": "back",
