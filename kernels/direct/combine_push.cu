@@ -125,17 +125,6 @@ EP_FN void reduce_tokens(const Params& p, i64 reducer, i64 num_reducers, i64 epo
   add_lists<false>(tokens, 0, static_cast<u32>(p.y_row_bytes));
 }
 
-EP_FN void end_epoch(const Params& p, int sm, i64 epoch) {
-  const Peer peer = peer_of_lane(p.rank, p.world_size, p.ranks_per_node);
-  fence_system();
-  if (peer.exists) add_relaxed(at(lane_id(), p.taken + (peer.is_near ? 0 : 8)), 1);
-  store_word(p.rank, p.combine_epoch + 8 * sm, epoch);
-  if (sm != 0) return;
-  wait_ge(p.taken, epoch * p.ranks_per_node * p.num_sms, __LINE__);
-  if (p.world_size > p.ranks_per_node)
-    wait_ge(p.taken + 8, epoch * (p.world_size - p.ranks_per_node) * p.num_sms, __LINE__);
-}
-
 EP_FN void combine_push(const Params& p) {
   const int sm = block_index(), warp = warp_index();
   const i64 epoch = load_word(p.combine_epoch + 8 * sm) + 1;
@@ -149,7 +138,7 @@ EP_FN void combine_push(const Params& p) {
   else
     reduce_tokens(p, sm * num_reducers + warp - p.push_warps, p.num_sms * num_reducers, epoch);
   sync_block();
-  if (warp == 0) end_epoch(p, sm, epoch);
+  if (warp == 0) end_epoch(p, p.taken, p.combine_epoch, epoch, __LINE__);
 }
 
 }  // namespace ep

@@ -167,17 +167,6 @@ EP_FN void send_share(const Params& p, i64 first, i64 last, Owners owners, i32 n
   }
 }
 
-EP_FN void end_epoch(const Params& p, int sm, i64 epoch) {
-  const Peer peer = peer_of_lane(p.rank, p.world_size, p.ranks_per_node);
-  fence_system();
-  if (peer.exists) add_relaxed(at(lane_id(), p.done + (peer.is_near ? 0 : 8)), 1);
-  store_word(p.rank, p.dispatch_epoch + 8 * sm, epoch);
-  if (sm != 0) return;
-  wait_ge(p.done, epoch * p.ranks_per_node * p.num_sms, __LINE__);
-  if (p.world_size > p.ranks_per_node)
-    wait_ge(p.done + 8, epoch * (p.world_size - p.ranks_per_node) * p.num_sms, __LINE__);
-}
-
 EP_FN void dispatch(const Params& p) {
   const int sm = block_index(), warp = warp_index();
   const i64 worker = static_cast<i64>(sm) * NUM_WARPS + warp, num_workers = p.num_sms * NUM_WARPS;
@@ -209,7 +198,7 @@ EP_FN void dispatch(const Params& p) {
   send_share(p, first, last, owners, next_row, rows);
   rows.finish();
   sync_block();
-  if (warp == 0) end_epoch(p, sm, epoch);
+  if (warp == 0) end_epoch(p, p.done, p.dispatch_epoch, epoch, __LINE__);
 }
 
 }  // namespace ep

@@ -27,11 +27,9 @@ EP_FN i64 first_slot(const Params& p, i64 epoch) {
 
 EP_FN void send_stream(const Params& p, Stream stream, int batch, i64 epoch, Copies& copies) {
   const i64 slots = at(stream.peer, first_slot(p, epoch));
-  const i64 flag = at(stream.peer, p.returned + 8 * (p.rank * p.num_parts + stream.part));
+  StreamWord word(at(stream.peer, p.returned + 8 * (p.rank * p.num_parts + stream.part)), batch);
   const i32 count = load_i32(p.totals_addr + block_index() * p.totals_bytes + 4 * stream.peer);
   const i64 lists = 4 * stream.peer * p.peer_rows;
-  int unsaid = 0;
-  i64 said = 0;
   for (int begin = stream.part; begin < count; begin += LANES * stream.num_parts) {
     const int row = begin + lane_id() * stream.num_parts;
     i32 from = 0, into = 0;
@@ -40,21 +38,13 @@ EP_FN void send_stream(const Params& p, Stream stream, int batch, i64 epoch, Cop
       into = load_i32(p.back_slots_addr + lists + 4 * row);
     }
     for (u32 left = ballot(row < count); left != 0; left &= left - 1) {
-      if (unsaid == batch) {
-        copies.tell(flag, batch);
-        said += batch, unsaid = 0;
-      }
+      word.before_row(copies);
       const int lane = first_bit(left);
       copies.add(slots + shuffle(into, lane) * p.y_row_bytes,
                  p.y_addr + shuffle(from, lane) * p.y_row_bytes, p.y_row_bytes);
-      ++unsaid;
     }
   }
-  if (unsaid == 0)
-    tell_now(flag, EPOCH - said);
-  else
-    copies.tell(flag, EPOCH - said);
-  copies.finish();
+  word.end(copies);
 }
 
 EP_FN void send_rows(const Params& p, Team team, i64 epoch) {

@@ -81,10 +81,8 @@ EP_FN int list_stream(const Params& p, Stream stream, i64 entries, ExpertCounts 
 EP_FN void send_stream(const Params& p, Stream stream, i64 entries, int num_rows, int batch,
                        i64 epoch, Copies& copies) {
   const i64 place = first_slot(p, p.rank, epoch);
-  const i64 flag = at(stream.peer, p.arrived + 8 * (p.rank * p.num_parts + stream.part));
+  StreamWord word(at(stream.peer, p.arrived + 8 * (p.rank * p.num_parts + stream.part)), batch);
   const i64 slot_entries = at(stream.peer, p.slot_entries), slots = at(stream.peer, p.slots);
-  int unsaid = 0;
-  i64 said = 0;
   for (int begin = 0; begin < num_rows; begin += LANES) {
     i32 token = 0;
     if (begin + lane_id() < num_rows) {
@@ -96,21 +94,13 @@ EP_FN void send_stream(const Params& p, Stream stream, i64 entries, int num_rows
       token = entry.x / static_cast<u32>(p.num_topk);
     }
     for (int index = 0; index < LANES && begin + index < num_rows; ++index) {
-      if (unsaid == batch) {
-        copies.tell(flag, batch);
-        said += batch, unsaid = 0;
-      }
+      word.before_row(copies);
       const i64 row = static_cast<i64>(begin + index) * stream.num_parts + stream.part;
       copies.add(slots + (place + row) * p.x_row_bytes,
                  p.x_addr + shuffle(token, index) * p.x_row_bytes, p.x_row_bytes);
-      ++unsaid;
     }
   }
-  if (unsaid == 0)
-    tell_now(flag, EPOCH - said);
-  else
-    copies.tell(flag, EPOCH - said);
-  copies.finish();
+  word.end(copies);
 }
 
 EP_FN void send_rows(const Params& p, Team team, i64 epoch) {

@@ -12,6 +12,14 @@
 
 namespace ep {
 
+// Adds to a flag that tells of no row that is under way.
+EP_FN void tell_now(i64 flag, i64 value) {
+  sync_warp();
+  if (lane_id() != 0) return;
+  fence_system();
+  add_relaxed(flag, value);
+}
+
 #ifdef EP_HAS_BULK
 
 // A chunk under way, and the flag that tells of it and of all before it; flag 0 for none.
@@ -126,23 +134,10 @@ class Copies {
     sync_warp();
     copy_vecs(target, source, num_bytes);
   }
-  EP_FN void tell(i64 flag, i64 value) {
-    sync_warp();
-    if (lane_id() != 0) return;
-    fence_system();
-    add_relaxed(flag, value);
-  }
+  EP_FN void tell(i64 flag, i64 value) { tell_now(flag, value); }
   EP_FN void finish() {}
 };
 
 #endif
-
-// Adds to a flag that tells of no row of this warp.
-EP_FN void tell_now(i64 flag, i64 value) {
-  sync_warp();
-  if (lane_id() != 0) return;
-  fence_system();
-  add_relaxed(flag, value);
-}
 
 }  // namespace ep

@@ -1,6 +1,7 @@
 // Streams of `low_latency`, as kernels/low_latency/streams.py has them, and the warps of its halves.
 #pragma once
 
+#include "copies.cuh"
 #include "stages.cuh"
 
 namespace ep {
@@ -21,6 +22,29 @@ EP_FN Team team_of(i64 num_sms, int member, int size) {
 // What one warp sends to one peer, in order: rows g with g % num_parts == part.
 struct Stream {
   int peer, part, num_parts;
+};
+
+// A stream's word in an epoch: it grows by `batch` for as many rows, in the end by what is left.
+class StreamWord {
+  i64 flag_, said_ = 0;
+  int batch_, unsaid_ = 0;
+
+ public:
+  EP_FN StreamWord(i64 flag, int batch) : flag_(flag), batch_(batch) {}
+  EP_FN void before_row(Copies& copies) {
+    if (unsaid_ == batch_) {
+      copies.tell(flag_, batch_);
+      said_ += batch_, unsaid_ = 0;
+    }
+    ++unsaid_;
+  }
+  EP_FN void end(Copies& copies) {
+    if (unsaid_ == 0)
+      tell_now(flag_, EPOCH - said_);
+    else
+      copies.tell(flag_, EPOCH - said_);
+    copies.finish();
+  }
 };
 
 // How a rank's peers are cut into streams.

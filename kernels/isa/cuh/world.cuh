@@ -4,6 +4,7 @@
 #include "division.cuh"
 #include "lanes.cuh"
 #include "waits.cuh"
+#include "words.cuh"
 
 namespace ep {
 
@@ -70,6 +71,20 @@ EP_FN Selection load_selection(i64 idx, i64 weights, i64 first, i64 num_topk) {
 // The ranks that a token goes to, as bits.
 EP_FN u32 ranks_of(i32 expert, Owners owners) {
   return or_lanes(expert < 0 ? 0 : 1u << owners.of(expert));
+}
+
+// Tells every rank of an epoch's end here, in word 0 of a flag to its own node and word 1 to others,
+// and lets block 0 wait for that of all blocks of all ranks; run by one warp of each block.
+template <class Params>
+EP_FN void end_epoch(const Params& p, i64 flag, i64 epochs, i64 epoch, i64 line) {
+  const Peer peer = peer_of_lane(p.rank, p.world_size, p.ranks_per_node);
+  fence_system();
+  if (peer.exists) add_relaxed(at(lane_id(), flag + (peer.is_near ? 0 : 8)), 1);
+  store_word(p.rank, epochs + 8 * block_index(), epoch);
+  if (block_index() != 0) return;
+  wait_ge(flag, epoch * p.ranks_per_node * p.num_sms, line);
+  if (p.world_size > p.ranks_per_node)
+    wait_ge(flag + 8, epoch * (p.world_size - p.ranks_per_node) * p.num_sms, line);
 }
 
 }  // namespace ep
