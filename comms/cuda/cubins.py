@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -13,6 +14,9 @@ import msgspec
 from comms.compiling import ROOT, keep_folder, outside_of_project
 from comms.cuda.toolchain import versions
 from comms.sources import digest_of
+
+#: Threads of a warp.
+LANES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Cubin:
     entry: str
     num_threads: int
     shared_bytes: int
-    compile_s: float
+    compile_s: float = 0.0
     path: Path = field(default=Path())
     was_cached: bool = False
 
@@ -64,10 +68,12 @@ def kept(sources: Sequence[Path], options: Sequence[Any], build: Callable[[], Cu
         return Cubin(
             code=path.read_bytes(), path=path, was_cached=True, **msgspec.structs.asdict(found)
         )
+    begun = time.monotonic()
     made = build()
+    made = replace(made, path=path, compile_s=time.monotonic() - begun)
     _write(path, made.code)
     _write(facts, msgspec.json.encode(_facts_of(made)))
-    return replace(made, path=path)
+    return made
 
 
 class _Facts(msgspec.Struct, frozen=True):

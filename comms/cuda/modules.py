@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from comms.cuda.cubins import Cubin
+from comms.cuda.cubins import LANES, Cubin
 from comms.cuda.errors import explained
 from comms.cuda.machine import SYMBOL
 
@@ -75,7 +75,7 @@ class LoadedKernel:
         CuPy would launch fewer of them, with a warning.
         """
         cubin = self.cubin
-        warps = cubin.num_threads // 32
+        warps = cubin.num_threads // LANES
         if cubin.shared_bytes > self._most_shared:
             return (
                 f"kernel {cubin.name} with {warps} warps needs {cubin.shared_bytes} bytes of "

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import ast
 import inspect
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import kernels.isa as specification
-from comms.cuda.cubins import Cubin, kept
+from comms.cuda.cubins import LANES, Cubin, kept
 from comms.cuda.toolchain import capability, compile_cxx, link
 from kernels.isa.bind import bind, global_names, instruction, parse
 from kernels.isa.compile_errors import telling_compile_errors
@@ -26,7 +24,6 @@ from kernels.isa.cxx_kernel import BULK_FROM, area_bytes, argument, cxx_source
 from kernels.protocol import KernelLaunch
 
 _ISA = Path(__file__).resolve().parent
-_LANES = 32
 #: Stages in shared memory that a warp's bulk copies go through: NUM_STAGES and STAGE_BYTES of
 #: `cuh/bulk.cuh`, which are smaller where a block has so many warps that 227 KB do not suffice.
 _NUM_STAGES = 2
@@ -75,7 +72,6 @@ def compile_kernel(
     options = (launch.name, whose, launch.cxx, num_warps, arch, is_virtual, line_info)
 
     def build() -> Cubin:
-        begun = time.monotonic()
         parts = _parts(launch, num_warps, arch, is_virtual, line_info)
         code = link(parts, arch=arch, name=launch.name, line_info=line_info)
         return Cubin(
@@ -83,9 +79,8 @@ def compile_kernel(
             arch=arch,
             code=code,
             entry=_entry_name(launch),
-            num_threads=_LANES * num_warps,
+            num_threads=LANES * num_warps,
             shared_bytes=num_warps * _warp_bytes(launch, num_warps, arch),
-            compile_s=time.monotonic() - begun,
         )
 
     return kept(_sources(launch), options, build)
@@ -111,9 +106,7 @@ def _parts(
     entry = compile_cxx(
         source, arch=arch, include=_ISA, name=f"{launch.name}.cu", line_info=line_info
     )
-    # What numba-cuda says of lines keeps nvJitLink from linking: its version of debugging data
-    # is flagged in another way than NVRTC's, and once that is mended the lines are lost.
-    return [_compiled(launch, arch, line_info=False), entry]
+    return [_compiled(launch, arch), entry]
 
 
 def entry_source(
@@ -137,7 +130,7 @@ def entry_source(
     return _ENTRY.format(
         defines="".join(f"#define {name}\n" for name, defined in macros.items() if defined),
         types=", ".join(["long long"] * len(fields)),
-        num_threads=_LANES * num_warps,
+        num_threads=LANES * num_warps,
         name=_entry_name(launch),
         parameters=", ".join(f"i64 {field}" for field in fields),
         arguments=", ".join(argument(field, is_virtual) for field in fields),
@@ -157,8 +150,12 @@ def _entry_name(launch: KernelLaunch) -> str:
     return f"epbench_{launch.kernel.__name__}"
 
 
-def _compiled(launch: KernelLaunch, arch: str, line_info: bool) -> bytes:
-    """Compile a kernel by numba-cuda to code for the linker: `ep_run` of its parameters."""
+def _compiled(launch: KernelLaunch, arch: str) -> bytes:
+    """Compile a kernel by numba-cuda to code for the linker: `ep_run` of its parameters.
+
+    Without lines: numba-cuda flags its debugging data in another way than NVRTC, which keeps
+    nvJitLink from linking, and once that is mended the lines are lost.
+    """
     from numba import cuda, types
 
     from kernels.isa import cuda as device
@@ -168,7 +165,7 @@ def _compiled(launch: KernelLaunch, arch: str, line_info: bool) -> bytes:
     text = f"def ep_run({fields}):\n    run(Params({fields}))\n"
     with _as_if_on(arch), telling_compile_errors(launch.kernel, path, 2):
         namespace: dict[str, Any] = {
-            "run": bind(launch.kernel, device, _compiler(line_info)),
+            "run": bind(launch.kernel, device, _device_function),
             "Params": launch.params,
         }
         exec(compile(text, str(path), "exec"), namespace)
@@ -181,20 +178,14 @@ def _compiled(launch: KernelLaunch, arch: str, line_info: bool) -> bytes:
             abi_info={"abi_name": "ep_run"},
             cc=capability(arch),
             output="ltoir",
-            lineinfo=line_info,
         )
     return bytes(code)
 
 
-@cache
-def _compiler(line_info: bool) -> Callable[[FunctionType], Any]:
-    """Return what makes device functions; the same for each binding, which remembers by it."""
+def _device_function(function: FunctionType) -> Any:
     from numba import cuda
 
-    def compile_device(function: FunctionType) -> Any:
-        return cuda.jit(device=True, lineinfo=line_info)(function)
-
-    return compile_device
+    return cuda.jit(device=True)(function)
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from comms.cuda.cubins import LANES
 from comms.cuda.toolchain import capability
 from kernels.protocol import KernelLaunch
 
 _ISA = Path(__file__).resolve().parent
-_LANES = 32
 #: Shared memory of all warps: what a block of Hopper may have less what else it keeps.
 _AREAS_BYTES = 216 * 1024
 #: Most of a warp for stages: three of 8 KiB, or twelve of 2.
@@ -82,7 +82,7 @@ def cxx_source(
         fields=", ".join(fields),
         file=f"{launch.cxx.file.parent.name}/{launch.cxx.file.name}",
         text=launch.cxx.file.read_text(),
-        num_threads=_LANES * num_warps,
+        num_threads=LANES * num_warps,
         entry=entry,
         parameters=", ".join(f"ep::i64 {field}" for field in fields),
         arguments=", ".join(argument(field, is_virtual) for field in fields),
