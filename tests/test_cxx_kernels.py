@@ -130,7 +130,7 @@ MUTANTS = {
     ),
     "rows are not awaited": (
         "direct/push",
-        Mutation("combine_push.cu", "load_acquire(flag_) < wanted_", "flag_ < 0"),
+        Mutation("combine_push.cu", "is_any_late(lane_id() < num_rows_,", "is_any_late(false,"),
         _PLAIN,
     ),
     "flags do not lag": (

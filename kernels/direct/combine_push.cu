@@ -48,7 +48,7 @@ EP_FN void push_rows(const Params& p, i64 pusher, i64 epoch) {
     u32 source = static_cast<u32>(p.rank + 1 + pusher) % world;
     for (u32 turn = 0; turn < world; ++turn, source = source + 1 == world ? 0 : source + 1) {
       if (step == 0) {
-        wait_ge(p.ready + 8 * source, epoch, __LINE__);
+        wait_ge(p.ready + 8 * source, epoch, EP_HERE);
         copies.acquired();
       }
       const i64 left = shuffle(num_rows, source) - first;
@@ -93,7 +93,7 @@ class PushedSource {
     const u32 num_pushers = static_cast<u32>(p_.num_sms * p_.push_warps);
     const u32 chunk = static_cast<u32>(index) / static_cast<u32>(p_.chunk_rows);
     address_ = own(p_.stage + slot * p_.y_row_bytes);
-    flag_ = own(p_.progress + 8 * (static_cast<i64>(rank) * num_pushers + chunk % num_pushers));
+    flag_ = p_.progress + 8 * (static_cast<i64>(rank) * num_pushers + chunk % num_pushers);
     wanted_ = wanted_epoch_ + chunk / num_pushers + 1;
   }
 
@@ -108,9 +108,8 @@ class PushedSource {
     read_lists();
   }
   EP_FN bool at_end() const { return token_ >= p_.num_tokens; }
-  EP_FN bool take(Rows& rows) {
-    const bool is_late = lane_id() < num_rows_ && load_acquire(flag_) < wanted_;
-    if (ballot(is_late) != 0) return false;
+  EP_FN bool take(Rows& rows, Late& late) {
+    if (is_any_late(lane_id() < num_rows_, flag_, wanted_, late)) return false;
     rows.num_rows = num_rows_;
     rows.address = address_;
     rows.out = p_.out_addr + token_ * p_.y_row_bytes;
@@ -131,9 +130,9 @@ EP_FN void end_epoch(const Params& p, int sm, i64 epoch) {
   if (peer.exists) add_relaxed(at(lane_id(), p.taken + (peer.is_near ? 0 : 8)), 1);
   store_word(p.rank, p.combine_epoch + 8 * sm, epoch);
   if (sm != 0) return;
-  wait_ge(p.taken, epoch * p.ranks_per_node * p.num_sms, __LINE__);
+  wait_ge(p.taken, epoch * p.ranks_per_node * p.num_sms, EP_HERE);
   if (p.world_size > p.ranks_per_node)
-    wait_ge(p.taken + 8, epoch * (p.world_size - p.ranks_per_node) * p.num_sms, __LINE__);
+    wait_ge(p.taken + 8, epoch * (p.world_size - p.ranks_per_node) * p.num_sms, EP_HERE);
 }
 
 EP_FN void combine_push(const Params& p) {

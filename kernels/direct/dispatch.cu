@@ -52,7 +52,7 @@ EP_FN i32 count_share(const Params& p, i64 first, i64 last, Owners owners) {
 // Tells every rank this rank's counts and that it may write; run by all warps of block 0.
 EP_FN void say_hello(const Params& p, int warp, i64 epoch) {
   if (!p.cached) {
-    if (warp == 0) wait_ge(p.counted, epoch * p.num_sms, __LINE__);
+    if (warp == 0) wait_ge(p.counted, epoch * p.num_sms, EP_HERE);
     sync_block();
     for (int rank = warp; rank < p.world_size; rank += NUM_WARPS) {
       const i32 count = sum_column(p.worker_counts_addr + 4 * rank, p.counts_row_bytes,
@@ -173,9 +173,9 @@ EP_FN void end_epoch(const Params& p, int sm, i64 epoch) {
   if (peer.exists) add_relaxed(at(lane_id(), p.done + (peer.is_near ? 0 : 8)), 1);
   store_word(p.rank, p.dispatch_epoch + 8 * sm, epoch);
   if (sm != 0) return;
-  wait_ge(p.done, epoch * p.ranks_per_node * p.num_sms, __LINE__);
+  wait_ge(p.done, epoch * p.ranks_per_node * p.num_sms, EP_HERE);
   if (p.world_size > p.ranks_per_node)
-    wait_ge(p.done + 8, epoch * (p.world_size - p.ranks_per_node) * p.num_sms, __LINE__);
+    wait_ge(p.done + 8, epoch * (p.world_size - p.ranks_per_node) * p.num_sms, EP_HERE);
 }
 
 EP_FN void dispatch(const Params& p) {
@@ -196,7 +196,7 @@ EP_FN void dispatch(const Params& p) {
   sync_block();
   if (warp == 0) put_signal(p.rank, p.counted, 1);
   if (sm == 0) say_hello(p, warp, epoch);
-  if (warp == 0) wait_all(p.hello, 8, p.world_size, epoch, __LINE__);
+  if (warp == 0) wait_all(p.hello, 8, p.world_size, epoch, EP_HERE);
   sync_block();
   if (sm == 0 && warp == 0) write_bases(p);
   i32 next_row = 0;

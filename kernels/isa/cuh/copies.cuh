@@ -99,7 +99,7 @@ class Copies {
       for (u32 begin = 0; begin < size && cause == 0; begin += chunk)
         cause = load_next(target + begin, source + begin, smaller(chunk, size - begin));
     }
-    leave_if(cause, NO_FLAG, 0, num_bytes, 0);
+    leave_if(cause, NO_FLAG, 0, num_bytes, place_of(EP_COPIES_TAG, __LINE__));
   }
 
   // Adds to a flag after all rows so far, once after a row.
@@ -112,7 +112,7 @@ class Copies {
 
   EP_FN void finish() {
     sync_warp();
-    leave_if(lane_id() == 0 ? store_all() : 0, NO_FLAG, 0, 0, 0);
+    leave_if(lane_id() == 0 ? store_all() : 0, NO_FLAG, 0, 0, place_of(EP_COPIES_TAG, __LINE__));
   }
 };
 
