@@ -179,17 +179,18 @@ def _made_of(
         UsageError: a kernel is written in none of them.
     """
     if asked == ("numba",):
-        return [(*each, "numba") for each in found]
+        return [(kernel, variant, source, "numba") for kernel, variant, source in found]
     from kernels.registry import find_protocol, impls
 
     made: list[tuple[str, str, KernelFile | None, Impl]] = []
+    plain: tuple[Impl, ...] = ("numba",)
     for kernel, variant, source in found:
         is_plain = source is not None or find_protocol(kernel, variant).is_baseline
-        known = ["numba"] if is_plain else impls(kernel, variant)
+        known = () if is_plain else impls(kernel, variant)
         ways: list[Impl] = [impl for impl in asked if impl in known]
         if not ways and not is_plain:
             find_protocol(kernel, variant, None, asked[0])
-        made += [(kernel, variant, source, impl) for impl in ways or ("numba",)]
+        made += [(kernel, variant, source, impl) for impl in ways or plain]
     return made
 
 
