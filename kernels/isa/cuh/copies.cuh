@@ -14,13 +14,20 @@ namespace ep {
 
 #ifdef EP_HAS_BULK
 
-// A chunk under way, and the flag that tells of it and of all before it; flag 0 for none.
-struct CopyRecord {
-  i64 target, flag, value;
-  u32 num_bytes, unused;
+// A chunk under way, and whether a flag tells of it and of all before it.
+struct alignas(16) CopyRecord {
+  i64 target;
+  u32 num_bytes, tells;
+};
+struct alignas(16) CopyFlag {
+  i64 address, value;
 };
 constexpr u32 NUM_RECORDS = 8;
-static_assert(sizeof(CopyRecord) * NUM_RECORDS <= RECORDS_BYTES);
+struct CopyRecords {
+  CopyRecord chunks[NUM_RECORDS];
+  CopyFlag flags[NUM_RECORDS];
+};
+static_assert(sizeof(CopyRecords) <= RECORDS_BYTES);
 
 class Copies {
   static constexpr int NUM_STAGES = 3;
@@ -32,25 +39,23 @@ class Copies {
 
   Ring ring_;
   Ring::Place loading_, storing_;
+  CopyRecords* records_;
   u32 num_loaded_ = 0, num_stored_ = 0, num_written_ = 0;  // chunks
-
-  EP_FN CopyRecord* record_of(u32 chunk) const {
-    return warp_records<CopyRecord>() + chunk % NUM_RECORDS;
-  }
 
   // The oldest chunk that was not known to be written is.
   EP_FN void tell_next() {
-    const CopyRecord* record = record_of(num_written_++);
-    if (record->flag == 0) return;
+    const u32 place = num_written_++ % NUM_RECORDS;
+    if (!records_->chunks[place].tells) return;
+    const CopyFlag flag = records_->flags[place];
     fence_system();
-    add_relaxed(record->flag, record->value);
+    add_relaxed(flag.address, flag.value);
   }
 
   EP_FN i64 store_next() {
     const i64 cause = ring_.await_alone(storing_);
     if (cause != 0) return cause;
-    const CopyRecord* record = record_of(num_stored_);
-    bulk_store(record->target, ring_.at_place(storing_), record->num_bytes);
+    const CopyRecord record = records_->chunks[num_stored_ % NUM_RECORDS];
+    bulk_store(record.target, ring_.at_place(storing_), record.num_bytes);
     bulk_commit();
     storing_.advance();
     if (++num_stored_ - num_written_ > MOST_UNWRITTEN) {
@@ -67,7 +72,7 @@ class Copies {
     }
     // The stage's last store is older than the NUM_STAGES - LOADS_AHEAD latest.
     bulk_wait_read<NUM_STAGES - LOADS_AHEAD>();
-    *record_of(num_loaded_++) = {target, 0, 0, num_bytes, 0};
+    records_->chunks[num_loaded_++ % NUM_RECORDS] = {target, num_bytes, 0};
     ring_.load(loading_, source, num_bytes);
     loading_.advance();
     return 0;
@@ -82,7 +87,10 @@ class Copies {
   }
 
  public:
-  EP_FN void begin() { ring_.init(); }
+  EP_FN void begin() {
+    ring_.init();
+    records_ = warp_records<CopyRecords>();
+  }
 
   // Orders what this warp has acquired before the copies that follow.
   EP_FN void acquired() {
@@ -106,8 +114,9 @@ class Copies {
   EP_FN void tell(i64 flag, i64 value) {
     sync_warp();
     if (lane_id() != 0) return;
-    CopyRecord* record = record_of(num_loaded_ - 1);
-    record->flag = flag, record->value = value;
+    const u32 place = (num_loaded_ - 1) % NUM_RECORDS;
+    records_->flags[place] = {flag, value};
+    records_->chunks[place].tells = 1;
   }
 
   EP_FN void finish() {
