@@ -40,6 +40,7 @@ class CaseSpec:
         skew_us: how much later than the first rank the last one launches.
         source: the file that the kernel is from, None for a built-in one.
         knobs: names and values of the kernel's knobs that are not at their default, by name.
+        impl: `"cupy"` for the kernel in CUDA C++.
     """
 
     kernel: str
@@ -54,6 +55,7 @@ class CaseSpec:
     skew_us: float = 0.0
     source: KernelFile | None = None
     knobs: tuple[tuple[str, int], ...] = ()
+    impl: Impl = "numba"
 
     @property
     def world_size(self) -> int:
@@ -69,7 +71,7 @@ class CaseSpec:
         """Return the kernel."""
         from kernels.registry import find_protocol
 
-        return find_protocol(self.kernel, self.variant, self.source)
+        return find_protocol(self.kernel, self.variant, self.source, self.impl)
 
     def shape(self) -> Shape:
         """Return the sizes that the kernel may know.
@@ -97,7 +99,7 @@ class CaseSpec:
     def axes(self) -> dict[str, AxisValue]:
         """Return every axis by the name of its field in the record.
 
-        A knob is an axis where it was turned, `knob_` before its name.
+        A knob is an axis where it was turned, `knob_` before its name; `impl` where it was chosen.
         """
         work = self.workload
         return {
@@ -123,6 +125,7 @@ class CaseSpec:
             "num_sms": self.num_sms,
             "skew_us": self.skew_us,
             "prefix": work.prefix,
+            **({"impl": self.impl} if self.impl == "cupy" else {}),
             **{f"knob_{name}": value for name, value in self.knobs},
         }
 
@@ -139,7 +142,7 @@ class CaseSpec:
     def kernel_label(self) -> str:
         """Return the name that tells the kernel from others, of other files too."""
         path = self.source.path if self.source else None
-        return kernel_label(self.kernel, self.variant, path)
+        return kernel_label(self.kernel, self.variant, path, self.impl)
 
     def label(self) -> str:
         """Return a short name for progress lines."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bench.cases import CaseSpec
 from bench.grid import Grid, default_grid
+from bench.records.record import Impl
 from comms.errors import UsageError
 from comms.fabric import ONE_CARD, load_fabric
 from kernels.devices import MAX_CPU_SMS
@@ -38,7 +39,7 @@ def expand(grids: Iterable[Grid]) -> list[CaseSpec]:
 
 def _expand_one(grid: Grid) -> list[CaseSpec]:
     _refuse_axes(grid)
-    variants = _kernel_variants(grid.kernel, grid.device)
+    variants = _made_of(_kernel_variants(grid.kernel, grid.device), grid.impl)
     fabrics = [
         load_fabric(name, cross_rail=grid.cross_rail).at(end)
         for name in grid.fabric
@@ -46,8 +47,8 @@ def _expand_one(grid: Grid) -> list[CaseSpec]:
     ]
     specs = [
         CaseSpec(
-            kernel=kernel,
-            variant=variant,
+            kernel=made[0],
+            variant=made[1],
             form=form,
             device=grid.device,
             fabric=fabric,
@@ -56,9 +57,10 @@ def _expand_one(grid: Grid) -> list[CaseSpec]:
             workload=workload,
             num_sms=num_sms,
             skew_us=grid.skew_us,
-            source=source,
+            source=made[2],
+            impl=made[3],
         )
-        for nodes, ranks_per_node, workload, (kernel, variant, source), form, num_sms, fabric in (
+        for nodes, ranks_per_node, workload, made, form, num_sms, fabric in (
             itertools.product(
                 grid.nodes,
                 grid.ranks_per_node,
@@ -164,6 +166,32 @@ def _kernel_variants(
         chosen = [variant] if slash else known or variants(kernel)
         found.extend((kernel, each, None) for each in chosen)
     return found
+
+
+def _made_of(
+    found: list[tuple[str, str, KernelFile | None]], asked: tuple[Impl, ...]
+) -> list[tuple[str, str, KernelFile | None, Impl]]:
+    """Return kernels in each of the ways asked for that they are written in.
+
+    Baselines and kernels of files are what they are.
+
+    Raises:
+        UsageError: a kernel is written in none of them.
+    """
+    if asked == ("numba",):
+        return [(kernel, variant, source, "numba") for kernel, variant, source in found]
+    from kernels.registry import find_protocol, impls
+
+    made: list[tuple[str, str, KernelFile | None, Impl]] = []
+    plain: tuple[Impl, ...] = ("numba",)
+    for kernel, variant, source in found:
+        is_plain = source is not None or find_protocol(kernel, variant).is_baseline
+        known = () if is_plain else impls(kernel, variant)
+        ways: list[Impl] = [impl for impl in asked if impl in known]
+        if not ways and not is_plain:
+            find_protocol(kernel, variant, None, asked[0])
+        made += [(kernel, variant, source, impl) for impl in ways or plain]
+    return made
 
 
 def _from_file(asked: str, names: list[str]) -> list[tuple[str, str, KernelFile | None]]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from bench.records.record import AxisValue, Form
+from bench.records.record import AxisValue, Form, Impl
 from comms.errors import UsageError
 from comms.fabric import CrossRail, End
 
@@ -26,6 +26,7 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             project; all kernels where empty.
         cross_rail: replaces the profile's own where given.
         hidden: replaces the preset's where given, `num_experts` and `num_topk` likewise.
+        impl: what kernels are made of; baselines are what they are.
         knob: `NAME=VALUE` for knobs of kernels, which those that have them take.
         prefix: elements of each row that really move, None for all; the default is that of
             `kernels.rows`, which is not imported here because it loads NumPy.
@@ -52,6 +53,7 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     skew_us: float = 0.0
     prefix: int | None = 192
     knob: tuple[str, ...] = ()
+    impl: tuple[Impl, ...] = ("numba",)
 
     @property
     def world_size(self) -> int:

@@ -46,7 +46,7 @@ def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) ->
     Raises:
         UsageError: no kernel could run this.
     """
-    protocol = find_protocol(spec.kernel, spec.variant, spec.source)
+    protocol = find_protocol(spec.kernel, spec.variant, spec.source, spec.impl)
     cases: dict[Op, Case] = {}
     for op in _OPS:
         reason = refusal_of(spec, protocol, op)
@@ -71,7 +71,7 @@ def run_spec(spec: CaseSpec, on_progress: Progress, team: Team | None = None) ->
 
 def skipped_cases(spec: CaseSpec, reason: str) -> list[Case]:
     """Return the rows of a spec of which nothing was run."""
-    protocol = find_protocol(spec.kernel, spec.variant, spec.source)
+    protocol = find_protocol(spec.kernel, spec.variant, spec.source, spec.impl)
     return [_blank(spec, protocol, op, "skipped", reason) for op in _OPS]
 
 

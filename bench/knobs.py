@@ -77,5 +77,5 @@ def _known(specs: Sequence[CaseSpec]) -> str:
 
 def _protocols(specs: Sequence[CaseSpec]) -> list[tuple[str, Protocol]]:
     """Return each kernel of the specs once, with the name that tells it from the others."""
-    kernels = {(spec.kernel, spec.variant, spec.source): spec for spec in specs}
+    kernels = {(spec.kernel, spec.variant, spec.source, spec.impl): spec for spec in specs}
     return [(spec.kernel_label(), spec.protocol()) for spec in kernels.values()]

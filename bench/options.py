@@ -143,6 +143,13 @@ GRID_OPTIONS = (
         "all variants.",
     ),
     _axis(
+        "--impl",
+        "impl",
+        type_=Listed(click.Choice(["numba", "cupy"])),
+        metavar="numba,cupy",
+        text="What kernels are made of: Python, or CUDA C++ for device cuda.",
+    ),
+    _axis(
         "--num-sms",
         "num_sms",
         type_=COUNTS,

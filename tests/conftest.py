@@ -76,7 +76,7 @@ def install_fakes(run_spec: RunSpec) -> None:
         kernel_names=lambda: list(VARIANTS),
         variants=lambda kernel: VARIANTS[kernel],
         describe=lambda kernel: f"About {kernel}.",
-        find_protocol=lambda kernel, variant, source=None: SimpleNamespace(
+        find_protocol=lambda kernel, variant, source=None, impl="numba": SimpleNamespace(
             kernel=kernel,
             variant=variant,
             knobs=(WARPS,) if kernel == "direct" else (),

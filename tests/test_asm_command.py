@@ -172,7 +172,7 @@ def test_kernels_are_named_as_epbench_run_does(monkeypatch: pytest.MonkeyPatch) 
     grid = targets.WORLDS
     names = [
         [(each.kernel, each.op, each.launch.name, each.num_warps) for each in targets_of(
-            msgspec.structs.replace(grid, kernel=(name,)))]
+            msgspec.structs.replace(grid, kernel=(name,)), ("numba",))]
         for name in ("direct", "direct/push", SEGMENTS)
     ]  # fmt: skip
     assert len(names[0]) == 4
@@ -188,7 +188,8 @@ def test_knobs_decide_how_many_warps_there_are() -> None:
     grid = msgspec.structs.replace(
         targets.WORLDS, kernel=("direct/push",), knob=("push_warps=4", "reduce_warps=2")
     )
-    assert [each.num_warps for each in targets_of(grid)] == [16, 6]
+    assert [each.num_warps for each in targets_of(grid)] == [16, 6, 16, 6]
+    assert [each.num_warps for each in targets_of(grid, ("cupy",))] == [16, 6]
     too_many = msgspec.structs.replace(grid, knob=("push_warps=31",))
     with pytest.raises(UsageError, match="push_warps \\+ reduce_warps must be at most 32"):
         targets_of(too_many)
@@ -202,7 +203,21 @@ def test_all_kernels_for_gpus_are_those_that_are_no_models_of_others() -> None:
 
 def test_combine_by_pull_reads_other_gpus() -> None:
     grid = msgspec.structs.replace(targets.WORLDS, kernel=("direct/pull",))
-    assert [each.pulls for each in targets_of(grid)] == [False, True]
+    assert [each.pulls for each in targets_of(grid)] == [False, True, False, True]
+
+
+def test_kernels_of_cuda_cxx_are_targets_of_their_own() -> None:
+    grid = msgspec.structs.replace(targets.WORLDS, kernel=("direct/push", "two_hop/rail"))
+    told = {(each.kernel, each.impl, each.launch.cxx is None) for each in targets_of(grid)}
+    assert told == {
+        ("direct/push", "numba", True),
+        ("direct/push", "cupy", False),
+        ("two_hop/rail", "numba", True),
+    }
+    assert {each.kernel.partition("/")[0] for each in targets_of_all(impls=("cupy",))} == {
+        "direct",
+        "low_latency",
+    }
 
 
 # The command
@@ -226,7 +241,7 @@ def fake_compiler(stored_tools: None, monkeypatch: pytest.MonkeyPatch) -> list[t
 def test_json_has_an_object_for_each_launch(
     fake_compiler: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["asm", "direct/push", "--json", "--arch", "sm_90,sm_80"]) == 0
+    assert main(["asm", "direct/push", "--impl", "numba", "--json", "--arch", "sm_90,sm_80"]) == 0
     out, err = capsys.readouterr()
     told = json.loads(out)
     assert [(each["op"], each["arch"]) for each in told["kernels"]] == [
@@ -243,7 +258,7 @@ def test_json_has_an_object_for_each_launch(
 def test_tables_name_kernels_and_figures(
     fake_compiler: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["asm", "direct/push", "--op", "combine"]) == 0
+    assert main(["asm", "direct/push", "--impl", "numba", "--op", "combine"]) == 0
     plain = capsys.readouterr().out
     for title in ("resources", "loops that move rows", "accesses", "order"):
         assert f"# sm_90: {title}\n" in plain
@@ -281,7 +296,7 @@ def test_kernels_that_do_not_compile_are_told_beside_the_others(
         (["direct", "--arch", "sm_70"], "no limits of 'sm_70' are known"),
         (["direct", "--arch", "sm_80,sm_90", "--fabric", "h100"], "give one --arch"),
         (["direct", "--fabric", "h101"], "no fabric 'h101'"),
-        (["direct", "--impl", "cupy"], "no kernel of --impl cupy among direct/pull (numba), "),
+        (["two_hop", "--impl", "cupy"], "two_hop/rail is not written in CUDA C++"),
         (["direct", "--diff", "HEAD", "--sass"], "give one of them"),
         (["direct", "--diff", "no-such-thing"], "there is no revision 'no-such-thing' in "),
         (["direct", "--knob", "wraps=3"], "no knob 'wraps'"),
@@ -417,7 +432,7 @@ def test_nothing_is_left_in_the_repository(clone: Path) -> None:
 @compiles()
 @pytest.mark.slow
 def test_kernels_compile_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["asm", "direct/push", "--json"]) == 0
+    assert main(["asm", "direct/push", "--impl", "numba", "--json"]) == 0
     dispatch, combine = json.loads(capsys.readouterr().out)["kernels"]
     for told in (dispatch, combine):
         assert 0 < told["registers"] <= 255
@@ -443,7 +458,7 @@ def test_a_kernel_of_ones_own_compiles(
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "expected"), [("--sass", ".L_x_"), ("--ptx", ".visible .entry")])
 def test_texts_are_printed(form: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["asm", "direct/push", "--op", "combine", form]) == 0
+    assert main(["asm", "direct/push", "--impl", "numba", "--op", "combine", form]) == 0
     out = capsys.readouterr().out
     assert out.startswith("// direct/push combine numba sm_90\n")
     assert expected in out
@@ -459,7 +474,7 @@ def test_a_revision_is_the_same_as_itself(
     )
     if committed.returncode:
         pytest.skip("needs a git clone of the project")
-    args = ["asm", "direct/pull", "--op", "combine", "--diff", "HEAD", "--json"]
+    args = ["asm", "direct/pull", "--impl", "numba", "--op", "combine", "--diff", "HEAD", "--json"]
     assert main(args) == 0
     told: Mapping[str, Any] = json.loads(capsys.readouterr().out)
     (here,), (there,) = told["kernels"], told["revision"]["kernels"]

@@ -382,6 +382,7 @@ _OTHERS = {
     "kernel": "two_hop",
     "variant": "pull",
     "source": "mine.py",
+    "impl": "cupy",
     "form": "cached",
     "device": "cpu",
     "fabric": "h100",

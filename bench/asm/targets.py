@@ -10,10 +10,11 @@ import msgspec
 
 from bench.expand import expand
 from bench.grid import Grid
+from bench.labels import kernel_label
 from bench.traffic.bounds import HalfOp
 from comms.errors import UsageError
 from kernels.protocol import KernelLaunch
-from kernels.registry import find_protocol, kernel_names, variants
+from kernels.registry import find_protocol, impls, kernel_names, variants
 
 if TYPE_CHECKING:
     from bench.cases import CaseSpec
@@ -59,14 +60,14 @@ def targets_of(grid: Grid, impls: Sequence[str] = IMPLS) -> list[Target]:
         UsageError: there is no such kernel, it has no launch, or it runs in none of the worlds.
     """
     specs: dict[str, list[CaseSpec]] = {}
-    for spec in expand([grid]):
+    for spec in expand([msgspec.structs.replace(grid, impl=tuple(impls))]):
         specs.setdefault(spec.kernel_label(), []).append(spec)
     chosen = {name: found for name, found in specs.items() if found[0].protocol().impl in impls}
     if not chosen:
         told = ", ".join(f"{name} ({found[0].protocol().impl})" for name, found in specs.items())
         raise UsageError(f"no kernel of --impl {','.join(impls)} among {told}; {_offered()}")
     targets = [
-        target for name, found in chosen.items() for target in _launches(name, _first(name, found))
+        target for name, found in chosen.items() for target in _launches(_first(name, found))
     ]
     if not targets:
         raise UsageError(f"{', '.join(chosen)}: no launch is compiled, the host makes all steps")
@@ -83,10 +84,11 @@ def targets_of_all(grid: Grid | None = None, impls: Sequence[str] = IMPLS) -> li
     names = [
         f"{protocol.kernel}/{protocol.variant}"
         for protocol in _registered()
+        if protocol.impl in impls
         if "cuda" in protocol.devices or not protocol.is_baseline
     ]
     worlds = grid or WORLDS
-    return targets_of(msgspec.structs.replace(worlds, kernel=tuple(names)), impls)
+    return targets_of(msgspec.structs.replace(worlds, kernel=tuple(dict.fromkeys(names))), impls)
 
 
 def _first(name: str, specs: Sequence[CaseSpec]) -> CaseSpec:
@@ -101,8 +103,9 @@ def _first(name: str, specs: Sequence[CaseSpec]) -> CaseSpec:
     raise UsageError(f"{name}: {'; '.join(dict.fromkeys(reasons))}")
 
 
-def _launches(name: str, spec: CaseSpec) -> list[Target]:
+def _launches(spec: CaseSpec) -> list[Target]:
     protocol, shape = spec.protocol(), spec.shape()
+    name = kernel_label(spec.kernel, spec.variant, spec.source.path if spec.source else None)
     return [
         Target(
             kernel=name,
@@ -130,5 +133,8 @@ def _offered() -> str:
 
 def _registered() -> list[Protocol]:
     return [
-        find_protocol(kernel, variant) for kernel in kernel_names() for variant in variants(kernel)
+        find_protocol(kernel, variant, None, impl)
+        for kernel in kernel_names()
+        for variant in variants(kernel)
+        for impl in impls(kernel, variant)
     ]

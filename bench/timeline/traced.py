@@ -39,7 +39,7 @@ def trace_case(spec: CaseSpec, op: Op, recorder: Recorder, on_progress: Progress
         NothingRan: the kernel refuses it.
         EpbenchError: it ended before there was anything to show.
     """
-    protocol = find_protocol(spec.kernel, spec.variant, spec.source)
+    protocol = find_protocol(spec.kernel, spec.variant, spec.source, spec.impl)
     reason = protocol.refuses(spec.shape(), op, cross_rail=spec.fabric.cross_rail)
     if "sim" not in protocol.devices:
         reason = f"it runs on device {' or '.join(protocol.devices)} only"

@@ -21,6 +21,7 @@ MATCHED = (
     "kernel",
     "variant",
     "source",
+    "impl",
     "form",
     "device",
     "fabric",
@@ -114,8 +115,9 @@ def _check_names(spec: CaseSpec, entry: Entry, source: str) -> None:
 
 def _told(point: Point) -> str:
     where = point.fabric if point.device == "sim" else point.device
+    label = kernel_label(point.kernel, point.variant, point.source, point.impl)
     return (
-        f"{kernel_label(point.kernel, point.variant, point.source)} {point.form}, {where}, "
+        f"{label} {point.form}, {where}, "
         f"{point.nodes} x {point.ranks_per_node} ranks, {point.num_tokens} tokens, "
         f"{point.num_sms} SMs"
     )

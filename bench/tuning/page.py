@@ -66,7 +66,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _label(point: Point) -> str:
-    return kernel_label(point.kernel, point.variant, point.source)
+    return kernel_label(point.kernel, point.variant, point.source, point.impl)
 
 
 def _world(point: Point) -> tuple[object, ...]:

@@ -26,6 +26,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         sm_copy: which end of the range of the SM's copy rate was used.
         source: the file that the kernel is from, as it was asked for, null for a built-in one.
+        impl: what the kernel is made of.
     """
 
     kernel: str
@@ -50,6 +51,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     skew_us: float
     prefix: int | None
     source: str | None = None
+    impl: str = "numba"
 
 
 class Dropped(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from comms.cuda.modules import LoadedKernel
 from comms.failed import DoesNotFit
 from comms.mpi.together import together
 from kernels import packing
+from kernels.isa import cxx_kernel
 from kernels.isa.bind import name_files
 from kernels.protocol import Form, KernelLaunch, Op, Protocol
 from kernels.shape import Shape
@@ -69,6 +70,8 @@ def compile_for(
     for launch in launches.values():
         # Kernels that are found compiled have not been bound here, and reports name their lines.
         name_files(launch.kernel)
+        if launch.cxx is not None:
+            cxx_kernel.name_files(launch.cxx)
 
     def build() -> dict[str, Cubin]:
         from kernels.isa.cuda_kernel import compile_kernel

@@ -40,7 +40,7 @@ class PullSource {
     read_lists();
   }
   EP_FN bool at_end() const { return token_ >= last_; }
-  EP_FN bool take(Rows& rows) {
+  EP_FN bool take(Rows& rows, Late&) {
     const bool has_row = lane_id() < num_rows_;
     rows.num_rows = num_rows_;
     rows.address = has_row ? at(rank_, p_.y + row_ * p_.y_row_bytes) : 0;
@@ -61,7 +61,7 @@ EP_FN void combine_pull(const Params& p) {
       fence_system();
       if (is_rank) add_relaxed(at(lane_id(), p.ready + 8 * p.rank), 1);
     }
-    wait_all(p.ready, 8, p.world_size, epoch, __LINE__);
+    wait_all(p.ready, 8, p.world_size, epoch, EP_HERE);
   }
   sync_block();
 
@@ -74,7 +74,7 @@ EP_FN void combine_pull(const Params& p) {
   fence_system();
   if (is_rank) add_relaxed(at(lane_id(), p.read), 1);
   store_word(p.rank, p.combine_epoch + 8 * sm, epoch);
-  if (sm == 0) wait_ge(p.read, epoch * p.world_size * p.num_sms, __LINE__);
+  if (sm == 0) wait_ge(p.read, epoch * p.world_size * p.num_sms, EP_HERE);
 }
 
 }  // namespace ep

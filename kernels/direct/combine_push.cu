@@ -48,7 +48,7 @@ EP_FN void push_rows(const Params& p, i64 pusher, i64 epoch) {
     u32 source = static_cast<u32>(p.rank + 1 + pusher) % world;
     for (u32 turn = 0; turn < world; ++turn, source = source + 1 == world ? 0 : source + 1) {
       if (step == 0) {
-        wait_ge(p.ready + 8 * source, epoch, __LINE__);
+        wait_ge(p.ready + 8 * source, epoch, EP_HERE);
         copies.acquired();
       }
       const i64 left = shuffle(num_rows, source) - first;
@@ -93,7 +93,7 @@ class PushedSource {
     const u32 num_pushers = static_cast<u32>(p_.num_sms * p_.push_warps);
     const u32 chunk = static_cast<u32>(index) / static_cast<u32>(p_.chunk_rows);
     address_ = own(p_.stage + slot * p_.y_row_bytes);
-    flag_ = own(p_.progress + 8 * (static_cast<i64>(rank) * num_pushers + chunk % num_pushers));
+    flag_ = p_.progress + 8 * (static_cast<i64>(rank) * num_pushers + chunk % num_pushers);
     wanted_ = wanted_epoch_ + chunk / num_pushers + 1;
   }
 
@@ -108,9 +108,8 @@ class PushedSource {
     read_lists();
   }
   EP_FN bool at_end() const { return token_ >= p_.num_tokens; }
-  EP_FN bool take(Rows& rows) {
-    const bool is_late = lane_id() < num_rows_ && load_acquire(flag_) < wanted_;
-    if (ballot(is_late) != 0) return false;
+  EP_FN bool take(Rows& rows, Late& late) {
+    if (is_any_late(lane_id() < num_rows_, flag_, wanted_, late)) return false;
     rows.num_rows = num_rows_;
     rows.address = address_;
     rows.out = p_.out_addr + token_ * p_.y_row_bytes;
@@ -138,7 +137,7 @@ EP_FN void combine_push(const Params& p) {
   else
     reduce_tokens(p, sm * num_reducers + warp - p.push_warps, p.num_sms * num_reducers, epoch);
   sync_block();
-  if (warp == 0) end_epoch(p, p.taken, p.combine_epoch, epoch, __LINE__);
+  if (warp == 0) end_epoch(p, p.taken, p.combine_epoch, epoch, EP_HERE);
 }
 
 }  // namespace ep

@@ -52,7 +52,7 @@ EP_FN i32 count_share(const Params& p, i64 first, i64 last, Owners owners) {
 // Tells every rank this rank's counts and that it may write; run by all warps of block 0.
 EP_FN void say_hello(const Params& p, int warp, i64 epoch) {
   if (!p.cached) {
-    if (warp == 0) wait_ge(p.counted, epoch * p.num_sms, __LINE__);
+    if (warp == 0) wait_ge(p.counted, epoch * p.num_sms, EP_HERE);
     sync_block();
     for (int rank = warp; rank < p.world_size; rank += NUM_WARPS) {
       const i32 count = sum_column(p.worker_counts_addr + 4 * rank, p.counts_row_bytes,
@@ -185,7 +185,7 @@ EP_FN void dispatch(const Params& p) {
   sync_block();
   if (warp == 0) put_signal(p.rank, p.counted, 1);
   if (sm == 0) say_hello(p, warp, epoch);
-  if (warp == 0) wait_all(p.hello, 8, p.world_size, epoch, __LINE__);
+  if (warp == 0) wait_all(p.hello, 8, p.world_size, epoch, EP_HERE);
   sync_block();
   if (sm == 0 && warp == 0) write_bases(p);
   i32 next_row = 0;
@@ -198,7 +198,7 @@ EP_FN void dispatch(const Params& p) {
   send_share(p, first, last, owners, next_row, rows);
   rows.finish();
   sync_block();
-  if (warp == 0) end_epoch(p, p.done, p.dispatch_epoch, epoch, __LINE__);
+  if (warp == 0) end_epoch(p, p.done, p.dispatch_epoch, epoch, EP_HERE);
 }
 
 }  // namespace ep

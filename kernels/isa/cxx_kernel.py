@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from comms import waits
 from comms.cuda.cubins import LANES
 from comms.cuda.toolchain import capability
-from kernels.protocol import KernelLaunch
+from kernels.protocol import CxxKernel, KernelLaunch
 
 _ISA = Path(__file__).resolve().parent
 #: Shared memory of all warps: what a block of Hopper may have less what else it keeps.
@@ -45,6 +46,20 @@ extern "C" __global__ void __launch_bounds__({num_threads}, 1)
 """
 
 
+#: Headers that wait, by the macro of their tag.
+_WAITING = {"EP_STAGES_TAG": "stages", "EP_COPIES_TAG": "copies", "EP_SUMS_TAG": "sums"}
+
+
+def name_files(cxx: CxxKernel) -> dict[str, int]:
+    """Let reports name the files that a kernel waits in; return their tags by macro."""
+    files = {macro: _ISA / "cuh" / f"{name}.cuh" for macro, name in _WAITING.items()}
+    files["EP_KERNEL_TAG"] = cxx.file
+    return {
+        macro: waits.name_file(f"{file.parent.name}/{file.name}", str(file))
+        for macro, file in files.items()
+    }
+
+
 def area_bytes(num_warps: int, arch: str) -> int:
     """Return the shared memory that each warp of a block has, none without bulk copies."""
     if capability(arch) < BULK_FROM:
@@ -70,6 +85,7 @@ def cxx_source(
         "EP_NUM_WARPS": num_warps,
         "EP_AREA_BYTES": area_bytes(num_warps, arch),
         "EP_GROUPS": None,
+        **name_files(launch.cxx),
     }
     if is_virtual:
         macros["EP_VIRTUAL"] = None

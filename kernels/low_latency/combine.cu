@@ -85,7 +85,7 @@ class ReturnedSource {
     const u32 row = load_i32(p_.send_index_addr + 4 * slot_);
     const int owner = expert / static_cast<int>(p_.experts_per_rank);
     const u32 parts = cut_.parts_with(owner), place = row / parts;
-    flag_ = own(p_.returned + 8 * (owner * p_.num_parts + (row - place * parts)));
+    flag_ = p_.returned + 8 * (owner * p_.num_parts + (row - place * parts));
     wanted_ = (epoch_ - 1) * EPOCH + place + 1;
   }
 
@@ -95,9 +95,8 @@ class ReturnedSource {
     read_selections();
   }
   EP_FN bool at_end() const { return token_ >= p_.num_tokens; }
-  EP_FN bool take(Rows& rows) {
-    const bool is_late = lane_id() < num_rows_ && load_acquire(flag_) < wanted_;
-    if (ballot(is_late) != 0) return false;
+  EP_FN bool take(Rows& rows, Late& late) {
+    if (is_any_late(lane_id() < num_rows_, flag_, wanted_, late)) return false;
     rows.num_rows = num_rows_;
     rows.address = own(first_slot(p_, epoch_) + slot_ * p_.y_row_bytes);
     rows.weight = weight_;
@@ -115,7 +114,7 @@ EP_FN void reduce(const Params& p, Team team, i64 epoch) {
                   static_cast<u32>(part_begin(p.y_row_bytes, team.member + 1, team.size)));
   for (int source = team.worker; source < cut.world_size; source += team.num_workers)
     wait_all(p.returned + 8 * source * p.num_parts, 8, cut.parts_with(source), epoch * EPOCH,
-             __LINE__);
+             EP_HERE);
 }
 
 EP_FN i64 begin_epoch(const Params& p) {

@@ -159,7 +159,7 @@ EP_FN void await_counts(const Params& p, Team team, i64 first, i64 last, i64 beg
       if (exists) word = load_acquire(own(flag));
       late = ballot(word < wanted);
       const i64 cause = late != 0 && lane_id() == 0 ? patience.spent() : 0;
-      leave_if(cause, counted + 8 * (begin + first_bit(late)), word, wanted, __LINE__);
+      leave_if(cause, counted + 8 * (begin + first_bit(late)), word, wanted, EP_HERE);
     }
     const i32 count = static_cast<i32>(word);
     const i32 before = sum_before(count);
@@ -177,13 +177,13 @@ EP_FN void lay_out(const Params& p, Team team, i64 epoch) {
   const i64 first = team.member * share, end = first + share;
   const i64 last = end < num_pairs ? end : num_pairs;
   await_counts(p, team, first, last, begins, epoch);
-  group_sync(1, team.size, __LINE__);
+  group_sync(1, team.size, EP_HERE);
   const i32 seen = lane_id() < team.size ? seen_rows[lane_id()] : 0;
   const i32 before = shuffle(sum_before(seen), team.member), total = sum_lanes(seen);
   for (i64 pair = first + lane_id(); pair < last; pair += LANES)
     store_i32(begins + 4 * pair, before + load_i32(begins + 4 * pair));
   if (team.member == 0 && lane_id() == 0) store_i32(begins + 4 * num_pairs, total);
-  group_sync(1, team.size, __LINE__);
+  group_sync(1, team.size, EP_HERE);
   for (i64 source = team.member; source < p.world_size; source += team.size) {
     i32 sum = 0;
     for (i64 local = lane_id(); local < p.experts_per_rank; local += LANES) {
@@ -197,7 +197,7 @@ EP_FN void lay_out(const Params& p, Team team, i64 epoch) {
     if (lane_id() == 0)
       store_i32(p.totals_addr + block_index() * p.totals_bytes + 4 * source, sum);
   }
-  group_sync(1, team.size, __LINE__);
+  group_sync(1, team.size, EP_HERE);
 }
 
 // Takes up to 32 rows of a source, a lane each, as they arrive.
@@ -215,7 +215,7 @@ EP_FN void receive_batch(const Params& p, int source, i64 row, bool exists, int 
     const u32 here = ballot(is_here);
     if (here == 0) {
       leave_if(lane_id() == 0 ? patience.spent() : 0, p.arrived + 8 * source * p.num_parts, 0,
-               wanted, __LINE__);
+               wanted, EP_HERE);
       continue;
     }
     patience = {};

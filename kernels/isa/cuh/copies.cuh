@@ -22,13 +22,20 @@ EP_FN void tell_now(i64 flag, i64 value) {
 
 #ifdef EP_HAS_BULK
 
-// A chunk under way, and the flag that tells of it and of all before it; flag 0 for none.
-struct CopyRecord {
-  i64 target, flag, value;
-  u32 num_bytes, unused;
+// A chunk under way, and whether a flag tells of it and of all before it.
+struct alignas(16) CopyRecord {
+  i64 target;
+  u32 num_bytes, tells;
+};
+struct alignas(16) CopyFlag {
+  i64 address, value;
 };
 constexpr u32 NUM_RECORDS = 8;
-static_assert(sizeof(CopyRecord) * NUM_RECORDS <= RECORDS_BYTES);
+struct CopyRecords {
+  CopyRecord chunks[NUM_RECORDS];
+  CopyFlag flags[NUM_RECORDS];
+};
+static_assert(sizeof(CopyRecords) <= RECORDS_BYTES);
 
 class Copies {
   static constexpr int NUM_STAGES = 3;
@@ -40,25 +47,23 @@ class Copies {
 
   Ring ring_;
   Ring::Place loading_, storing_;
+  CopyRecords* records_;
   u32 num_loaded_ = 0, num_stored_ = 0, num_written_ = 0;  // chunks
-
-  EP_FN CopyRecord* record_of(u32 chunk) const {
-    return warp_records<CopyRecord>() + chunk % NUM_RECORDS;
-  }
 
   // The oldest chunk that was not known to be written is.
   EP_FN void tell_next() {
-    const CopyRecord* record = record_of(num_written_++);
-    if (record->flag == 0) return;
+    const u32 place = num_written_++ % NUM_RECORDS;
+    if (!records_->chunks[place].tells) return;
+    const CopyFlag flag = records_->flags[place];
     fence_system();
-    add_relaxed(record->flag, record->value);
+    add_relaxed(flag.address, flag.value);
   }
 
   EP_FN i64 store_next() {
     const i64 cause = ring_.await_alone(storing_);
     if (cause != 0) return cause;
-    const CopyRecord* record = record_of(num_stored_);
-    bulk_store(record->target, ring_.at_place(storing_), record->num_bytes);
+    const CopyRecord record = records_->chunks[num_stored_ % NUM_RECORDS];
+    bulk_store(record.target, ring_.at_place(storing_), record.num_bytes);
     bulk_commit();
     storing_.advance();
     if (++num_stored_ - num_written_ > MOST_UNWRITTEN) {
@@ -75,7 +80,7 @@ class Copies {
     }
     // The stage's last store is older than the NUM_STAGES - LOADS_AHEAD latest.
     bulk_wait_read<NUM_STAGES - LOADS_AHEAD>();
-    *record_of(num_loaded_++) = {target, 0, 0, num_bytes, 0};
+    records_->chunks[num_loaded_++ % NUM_RECORDS] = {target, num_bytes, 0};
     ring_.load(loading_, source, num_bytes);
     loading_.advance();
     return 0;
@@ -90,7 +95,10 @@ class Copies {
   }
 
  public:
-  EP_FN void begin() { ring_.init(); }
+  EP_FN void begin() {
+    ring_.init();
+    records_ = warp_records<CopyRecords>();
+  }
 
   // Orders what this warp has acquired before the copies that follow.
   EP_FN void acquired() {
@@ -107,20 +115,21 @@ class Copies {
       for (u32 begin = 0; begin < size && cause == 0; begin += chunk)
         cause = load_next(target + begin, source + begin, smaller(chunk, size - begin));
     }
-    leave_if(cause, NO_FLAG, 0, num_bytes, 0);
+    leave_if(cause, NO_FLAG, 0, num_bytes, place_of(EP_COPIES_TAG, __LINE__));
   }
 
   // Adds to a flag after all rows so far, once after a row.
   EP_FN void tell(i64 flag, i64 value) {
     sync_warp();
     if (lane_id() != 0) return;
-    CopyRecord* record = record_of(num_loaded_ - 1);
-    record->flag = flag, record->value = value;
+    const u32 place = (num_loaded_ - 1) % NUM_RECORDS;
+    records_->flags[place] = {flag, value};
+    records_->chunks[place].tells = 1;
   }
 
   EP_FN void finish() {
     sync_warp();
-    leave_if(lane_id() == 0 ? store_all() : 0, NO_FLAG, 0, 0, 0);
+    leave_if(lane_id() == 0 ? store_all() : 0, NO_FLAG, 0, 0, place_of(EP_COPIES_TAG, __LINE__));
   }
 };
 

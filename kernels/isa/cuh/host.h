@@ -26,7 +26,6 @@ using host::Together;
 
 EP_FN int lane_id() { return host::lane_id(); }
 EP_FN int thread_index() { return host::thread_index(); }
-EP_FN int warp_index() { return host::thread_index() / LANES; }
 EP_FN int num_warps() { return host::num_warps(); }
 EP_FN int block_index() { return host::block_index(); }
 EP_FN int virtual_rank() {
@@ -64,6 +63,8 @@ EP_FN i64 shuffle(i64 value, int lane) {
 EP_FN i32 shuffle(i32 value, int lane) {
   return static_cast<i32>(shuffle(static_cast<i64>(value), lane));
 }
+// All lanes must come, as on a GPU, where it is a shuffle.
+EP_FN int warp_index() { return shuffle(host::thread_index() / LANES, 0); }
 EP_FN float shuffle(float value, int lane) {
   return as_float(static_cast<u32>(shuffle(static_cast<i64>(as_bits(value)), lane)));
 }

@@ -15,6 +15,10 @@ namespace ep {
 
 constexpr int NUM_WARPS = EP_NUM_WARPS;
 
+// A line of a file as reports have it; kernels.isa.cxx_kernel gives files their tags.
+EP_FN constexpr i64 place_of(i64 tag, i64 line) { return tag << 20 | line; }
+#define EP_HERE ep::place_of(EP_KERNEL_TAG, __LINE__)
+
 #ifdef EP_HAS_BULK
 
 EP_FN constexpr u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
@@ -79,7 +83,7 @@ struct Stages {
     if (ballot(!try_barrier(barrier(place), place.parity)) == 0) return;
     Patience patience;
     while (ballot(!try_barrier(barrier(place), place.parity)) != 0)
-      leave_if(lane_id() == 0 ? patience.spent() : 0, NO_FLAG, 0, BYTES, 0);
+      leave_if(lane_id() == 0 ? patience.spent() : 0, NO_FLAG, 0, BYTES, place_of(EP_STAGES_TAG, __LINE__));
   }
 
   // One lane waits; returns why it must not wait longer, else 0.

@@ -7,8 +7,8 @@
 // copies rows are added from registers (rows.cuh).
 //
 // Lists come from a `Source`:
-//   bool at_end() const            no list is left
-//   bool take(Rows& rows)          the next list, or false while its rows are not there
+//   bool at_end() const                no list is left
+//   bool take(Rows& rows, Late& late)  the next list, or false and why its rows are not there
 #pragma once
 
 #include "rows.cuh"
@@ -24,9 +24,25 @@ struct Rows {
   i64 out;
 };
 
-// Leaves when the next list has been waited for too long. Reports name no flag: there are several.
-EP_FN void give_up_if(Patience& patience) {
-  leave_if(lane_id() == 0 ? patience.spent() : 0, NO_FLAG, 0, 0, 0);
+// A flag that tells of a row that is not there.
+struct Late {
+  i64 offset, seen, wanted;
+};
+
+// Whether this lane's row is late for any lane; tells which flag the first of those awaits.
+EP_FN bool is_any_late(bool has_flag, i64 offset, i64 wanted, Late& late) {
+  const i64 seen = has_flag ? load_acquire(own(offset)) : wanted;
+  const u32 lanes = ballot(seen < wanted);
+  if (lanes == 0) return false;
+  const int one = first_bit(lanes);
+  late = {shuffle(offset, one), shuffle(seen, one), shuffle(wanted, one)};
+  return true;
+}
+
+// Leaves when the next list has been waited for too long.
+EP_FN void give_up_if(Patience& patience, const Late& late) {
+  leave_if(lane_id() == 0 ? patience.spent() : 0, late.offset, late.seen, late.wanted,
+           place_of(EP_SUMS_TAG, __LINE__));
 }
 
 EP_FN void write_zeros(i64 out, i64 begin, i64 end) {
@@ -80,9 +96,10 @@ class PieceLoader {
       column_ = end_;
       if (source_.at_end()) return false;
       Patience patience;
-      while (!source_.take(rows_)) {
+      Late late;
+      while (!source_.take(rows_, late)) {
         if (!waits) return false;
-        give_up_if(patience);
+        give_up_if(patience, late);
       }
       if (rows_.num_rows == 0)
         write_zeros(rows_.out, begin_, end_);
@@ -207,7 +224,8 @@ EP_FN void add_lists(Source& source, u32 begin, u32 end) {
   Rows rows;
   while (!source.at_end()) {
     Patience patience;
-    while (!source.take(rows)) give_up_if(patience);
+    Late late;
+    while (!source.take(rows, late)) give_up_if(patience, late);
     sync_warp();
     if (rows.num_rows == 0)
       write_zeros(rows.out, begin, end);
