@@ -97,7 +97,7 @@ _EXTRA = {"quantize": "ep::quantize", "convert": "ep::convert"}
 def _steps() -> dict[str, str]:
     """Return the C++ function of each step by its name."""
     text = (ISA / "cuh" / "exports.cuh").read_text()
-    names = re.findall(r"^EP_INSTRUCTION \w+ ep_(\w+)\(", text, re.MULTILINE)
+    names = re.findall(r"^EP_(?:CALLED|INLINED) \w+ ep_(\w+)\(", text, re.MULTILINE)
     return {**{name: f"ep_{name}" for name in names}, **_EXTRA}
 
 

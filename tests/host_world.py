@@ -50,6 +50,8 @@ PAGE_BYTES = 4096
 MESSAGE_BYTES = 512
 #: Of kernels/isa/cuh/machine.cuh.
 TIMED_OUT, ABORTED = 1, 2
+#: Of `Report` in `cuh/machine.cuh`.
+_REPORT_ALIGNMENT = 16
 REPORT_FIELDS = ("cause", "rank", "sm", "warp", "offset", "seen", "wanted", "line")
 
 
@@ -215,6 +217,10 @@ def _ended(command: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def _rounded(place: int, unit: int) -> int:
+    return -(-place // unit) * unit
+
+
 def _run_in_file(
     library: Path,
     world: World,
@@ -224,15 +230,15 @@ def _run_in_file(
 ) -> Outcome:
     """Write a launch to a file that the program maps, run it, and read what it has left there."""
     world.params = ctypes.sizeof(World)
-    world.report = world.params + params.nbytes
+    world.report = _rounded(world.params + params.nbytes, _REPORT_ALIGNMENT)
     world.message = world.report + 8 * len(REPORT_FIELDS)
-    begin = -(-(world.message + MESSAGE_BYTES) // PAGE_BYTES) * PAGE_BYTES
+    begin = _rounded(world.message + MESSAGE_BYTES, PAGE_BYTES)
     with tempfile.TemporaryDirectory(prefix="ep-host-") as folder:
         path = Path(folder) / "launch"
         size = begin + len(windows) * windows.strides[0]
         memory = np.memmap(path, np.uint8, "w+", shape=(size,))
         memory[: world.params] = np.frombuffer(bytes(world), np.uint8)
-        memory[world.params : world.report] = params.view(np.uint8).reshape(-1)
+        memory[world.params :][: params.nbytes] = params.view(np.uint8).reshape(-1)
         rows = memory[begin:].reshape(len(windows), -1)
         rows[:, : windows.shape[1]] = windows
         rows[:, windows.shape[1] :] = 0xA5

@@ -133,9 +133,9 @@ def test_warps_of_several_blocks_copy_in_bulk_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("name", "header", "old", "new"),
     [
-        ("copy_row", "rows", "if (num_bytes % ROUND_BYTES == 0) return;", "return;"),
-        ("copy_row", "rows", "round = num_bytes / ROUND_BYTES;", "round = num_bytes / 4096 / 2;"),
-        ("copy_row", "rows", "if (STEP * STEP_BYTES < left) values", "if (STEP == 0) values"),
+        ("copy_row", "rows", "if (left == 0) return;", "return;"),
+        ("copy_row", "rows", "(num_bytes / ROUND_BYTES);", "(num_bytes / 4096 / 2);"),
+        ("copy_row", "rows", "load_row_if<STEP * STEP_BYTES>", "load_row_if<0>"),
         ("copy_bytes", "rows", "} else if (all % 4 == 0) {", "} else if (num_bytes % 4 == 0) {"),
         ("copy_row_bulk", "bulk", "load / NUM_STAGES & 1)", "load & 1)"),
         ("copy_row_bulk", "bulk", "        bulk_wait_read<0>();", "        bulk_wait_read<1>();"),

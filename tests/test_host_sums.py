@@ -8,7 +8,7 @@ from host_lanes import Step, at, launch
 from host_world import Windows, windows
 
 ROW_SIZES = range(16, 16384 + 16, 16)
-MOST_ROWS, MOST_BYTES = 33, 16384
+MOST_ROWS, MOST_BYTES = 32, 16384
 #: Where things are in a window: lists of ranks, rows and weights, rows to add, sums.
 RANKS, ROWS, WEIGHTS, POOL = 0, 4096, 8192, 12288
 SUMS = POOL + MOST_ROWS * MOST_BYTES
@@ -174,16 +174,14 @@ def test_no_row_reads_no_list() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("values[row][step], weight, batch + row == 0);", "values[row][step], weight, row == 0);"),
-        (
-            "is_first ? multiply_f32(weight, value)",
-            "false ? multiply_f32(weight, value)",
-        ),
-        ("if (index < list.num_rows) {", "if (index <= list.num_rows) {"),
+        ("weight, IS_FIRST && row == 0, wanted);", "weight, row == 0, wanted);"),
+        ("sum = WEIGHTED ? multiply_f32(weight, value) : value;", "sum = value;"),
+        ("wanted = row == 0 || first + row < num_rows;", "wanted = true;"),
+        ("store_row(out + static_cast<u32>(column), {});", ";"),
         ("list.num_rows <= IN_FLIGHT / 4", "list.num_rows <= IN_FLIGHT / 2"),
         ("word & 0xffff0000u : word << 16", "word << 16 : word & 0xffff0000u"),
         ("/ 32 * number / num_parts * 32", "* number / num_parts"),
-        ("if (STEP * STEP_BYTES < left) store_row", "if (STEP * STEP_BYTES <= left) store_row"),
+        ("store_row_if<0>(left - step", "store_row_if<0>(left + 1 - step"),
     ],
 )
 def test_mistakes_in_sums_are_noticed(old: str, new: str) -> None:

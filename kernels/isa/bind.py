@@ -19,6 +19,7 @@ from typing import Any
 import kernels.isa as specification
 from comms import waits
 from comms.errors import UsageError
+from kernels.isa.plain_loops import PlainLoops
 
 #: Instructions that take the line they stand on.
 _WITH_LINE = ("wait_ge", "wait_any", "wait_all", "block_sync", "group_sync")
@@ -47,10 +48,11 @@ class _Adapts(ast.NodeTransformer):
     A place is made of a file's tag and a line.
     """
 
-    def __init__(self, tag: int, *, tells_lines: bool, divides: bool) -> None:
+    def __init__(self, tag: int, *, tells_lines: bool, divides: bool, counts: bool) -> None:
         self._tag = tag
         self._tells_lines = tells_lines
         self._divides = divides
+        self._loops = PlainLoops() if counts else None
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
@@ -66,6 +68,11 @@ class _Adapts(ast.NodeTransformer):
             return node
         call = ast.Call(_device(name), [node.left, node.right], [])
         return ast.copy_location(call, node)
+
+    def visit_For(self, node: ast.For) -> ast.stmt | list[ast.stmt]:
+        self.generic_visit(node)
+        plain = self._loops.rewrite(node) if self._loops else None
+        return node if plain is None else plain
 
     def visit_Assign(self, node: ast.Assign) -> Any:
         return self._told(node)
@@ -122,7 +129,10 @@ def rebuild(
     _refuse_unknown(definition, path)
     tag = waits.name_file(function.__module__, path)
     adapts = _Adapts(
-        tag, tells_lines=hasattr(device, "at_line"), divides=hasattr(device, "floor_div")
+        tag,
+        tells_lines=hasattr(device, "at_line"),
+        divides=hasattr(device, "floor_div"),
+        counts=hasattr(device, "PLAIN_LOOPS"),
     )
     definition = adapts.visit(definition)
     definition.decorator_list = []

@@ -39,16 +39,54 @@ struct alignas(16) Vec {
 
 namespace ep {
 
-// Where this lane is.
+// A parameter of the entry, by its name in PTX; read anew each time.
+#define EP_PARAM(name)                                          \
+  ([] {                                                         \
+    ep::i64 value;                                              \
+    asm volatile("ld.param.u64 %0, [" name "];" : "=l"(value)); \
+    return value;                                               \
+  }())
+
+// Where this lane is. With EP_READS_ANEW, which kernels of Python have, each call reads it again, so
+// that what a kernel computes from it takes no register until it is needed.
 EP_FN int lane_id() { return threadIdx.x & (LANES - 1); }
 EP_FN int thread_index() { return threadIdx.x; }
+EP_FN int num_warps() { return blockDim.x / LANES; }
+EP_FN int read_lane_id() {
+  u32 lane;
+  asm volatile("mov.u32 %0, %laneid;" : "=r"(lane));
+  return lane;
+}
+#ifdef EP_READS_ANEW
+EP_FN int warp_index() {
+  u32 thread;
+  asm volatile("mov.u32 %0, %tid.x;" : "=r"(thread));
+  return thread / LANES;
+}
+EP_FN int block_index() {
+  u32 block;
+  asm volatile("mov.u32 %0, %ctaid.x;" : "=r"(block));
+  return block;
+}
+EP_FN int block_row() {
+  u32 row;
+  asm volatile("mov.u32 %0, %ctaid.y;" : "=r"(row));
+  return row;
+}
+EP_FN i64 anew(i64 value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+#else
 // By a shuffle, so that the compiler knows that it is the same for all lanes.
 EP_FN int warp_index() { return __shfl_sync(ALL_LANES, threadIdx.x / LANES, 0); }
-EP_FN int num_warps() { return blockDim.x / LANES; }
 EP_FN int block_index() { return blockIdx.x; }
+EP_FN int block_row() { return blockIdx.y; }
+EP_FN i64 anew(i64 value) { return value; }
+#endif
 EP_FN int virtual_rank() {
 #ifdef EP_VIRTUAL
-  return blockIdx.y;
+  return block_row();
 #else
   return 0;
 #endif
@@ -178,23 +216,57 @@ EP_FN i64 nanoseconds() {
   return value;
 }
 EP_FN void sleep(u32 nanoseconds) { asm volatile("nanosleep.u32 %0;" ::"r"(nanoseconds)); }
-EP_FN void leave() { asm volatile("exit;"); }
+[[noreturn]] EP_FN void leave() {
+  asm volatile("exit;");
+  __builtin_unreachable();
+}
 
-// Rows, 16 bytes a lane, OFFSET bytes from an address: one register serves all loads of a round.
-template <int OFFSET = 0>
+// Rows, 16 bytes a lane.
 EP_FN Vec load_row(i64 address) {
   Vec value;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(address), "n"(OFFSET)
+               : "l"(address)
                : "memory");
   return value;
 }
-template <int OFFSET = 0>
 EP_FN void store_row(i64 address, Vec value) {
-  asm volatile("st.global.L1::no_allocate.v4.u32 [%0 + %5], {%1, %2, %3, %4};" ::"l"(address),
-               "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "n"(OFFSET)
+  asm volatile("st.global.L1::no_allocate.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address),
+               "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
                : "memory");
+}
+// Rows OFFSET bytes from an address, if more than that is left: one register serves all loads of a
+// round. Else a load gives zeros. The predicate is the access's own: after a branch, a load would
+// wait for the one before.
+template <int OFFSET>
+EP_FN Vec load_row_if(i32 left, i64 address) {
+  Vec value;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.gt.s32 p, %6, %5;\n"
+      "mov.u32 %0, 0;\n"
+      "mov.u32 %1, 0;\n"
+      "mov.u32 %2, 0;\n"
+      "mov.u32 %3, 0;\n"
+      "@p ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4 + %5];\n"
+      "}\n"
+      : "=&r"(value.x), "=&r"(value.y), "=&r"(value.z), "=&r"(value.w)
+      : "l"(address), "n"(OFFSET), "r"(left)
+      : "memory");
+  return value;
+}
+template <int OFFSET>
+EP_FN void store_row_if(i32 left, i64 address, Vec value) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.gt.s32 p, %6, %5;\n"
+      "@p st.global.L1::no_allocate.v4.u32 [%0 + %5], {%1, %2, %3, %4};\n"
+      "}\n" ::"l"(address),
+      "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "n"(OFFSET),
+      "r"(left)
+      : "memory");
 }
 
 // Arithmetic, rounded as the oracle rounds: to nearest even, subnormals kept, any NaN 0x7FFF.
@@ -205,6 +277,25 @@ EP_FN float multiply_f32(float a, float b) { return __fmul_rn(a, b); }
 EP_FN float divide_f32(float a, float b) { return __fdiv_rn(a, b); }
 EP_FN float max_f32(float a, float b) { return fmaxf(a, b); }
 EP_FN float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// If wanted, by a predicate: after a branch, the load of what is added would wait for it.
+EP_FN void add_f32_if(bool wanted, float& sum, float value) {
+  asm("{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u32 p, %2, 0;\n"
+      "@p add.rn.f32 %0, %0, %1;\n"
+      "}\n"
+      : "+f"(sum)
+      : "f"(value), "r"(static_cast<u32>(wanted)));
+}
+EP_FN void fma_f32_if(bool wanted, float a, float b, float& sum) {
+  asm("{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u32 p, %3, 0;\n"
+      "@p fma.rn.f32 %0, %1, %2, %0;\n"
+      "}\n"
+      : "+f"(sum)
+      : "f"(a), "f"(b), "r"(static_cast<u32>(wanted)));
+}
 EP_FN u32 to_bf16x2(float low, float high) {
   u32 pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));

@@ -34,8 +34,11 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Most selections of a token: a lane each.
+#: Most selections of a token, and rows of a sum: a lane each.
 MOST_TOPK = 32
+
+#: Binding writes loops over ranges as loops on a comparison.
+PLAIN_LOOPS = True
 
 
 def _external(name: str, num_arguments: int, result: str = "void") -> Any:

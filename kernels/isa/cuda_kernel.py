@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -20,7 +19,8 @@ from comms.cuda.cubins import LANES, Cubin, kept
 from comms.cuda.toolchain import capability, compile_cxx, link
 from kernels.isa.bind import bind, global_names, instruction, parse
 from kernels.isa.compile_errors import telling_compile_errors
-from kernels.isa.cxx_kernel import BULK_FROM, area_bytes, argument, cxx_source
+from kernels.isa.cuda_numba import compiling_for
+from kernels.isa.cxx_kernel import BULK_FROM, area_bytes, cxx_source
 from kernels.protocol import KernelLaunch
 
 _ISA = Path(__file__).resolve().parent
@@ -33,17 +33,22 @@ _MANY_WARPS_STAGE_BYTES = 3072
 _FEW_WARPS = 24
 
 _ENTRY = """\
+#define EP_READS_ANEW
 {defines}#include "cuh/exports.cuh"
 
-extern "C" __device__ void ep_run({types});
+{accessors}
+extern "C" __device__ void ep_run();
 
 extern "C" __global__ void __launch_bounds__({num_threads}, 1)
 {name}(i64 stride, i64 num_tokens_addr, {parameters}) {{
   ep::begin_block();
-  const i64 virtual_rank = ep::virtual_rank();
-  ep_run({arguments});
+  ep_run();
   ep::end_block();
 }}
+"""
+# Reads a parameter of the entry, into which everything is inlined that reads one.
+_ACCESSOR = """\
+extern "C" __device__ i64 ep_param_{field}() {{ return {value}; }}
 """
 
 
@@ -129,12 +134,31 @@ def entry_source(
     fields = launch.params._fields
     return _ENTRY.format(
         defines="".join(f"#define {name}\n" for name, defined in macros.items() if defined),
-        types=", ".join(["long long"] * len(fields)),
+        accessors="".join(
+            _ACCESSOR.format(field=field, value=_value(launch, field, is_virtual))
+            for field in fields
+        ),
         num_threads=LANES * num_warps,
         name=_entry_name(launch),
         parameters=", ".join(f"i64 {field}" for field in fields),
-        arguments=", ".join(argument(field, is_virtual) for field in fields),
     )
+
+
+def _value(launch: KernelLaunch, field: str, is_virtual: bool) -> str:
+    """Return what a parameter is for a virtual rank: of those on a GPU only these differ."""
+
+    def read(index: int) -> str:
+        return f'EP_PARAM("{_entry_name(launch)}_param_{index}")'
+
+    # The entry's own parameters come first.
+    value = read(2 + launch.params._fields.index(field))
+    if not is_virtual:
+        return value
+    if field == "rank":
+        return f"{value} + ep::virtual_rank()"
+    if field == "num_tokens":
+        return f"ep::load_i64({read(1)} + 8 * ep::virtual_rank())"
+    return f"{value} + ep::virtual_rank() * {read(0)}" if field.endswith("_addr") else value
 
 
 def _warp_bytes(launch: KernelLaunch, num_warps: int, arch: str) -> int:
@@ -159,20 +183,19 @@ def _compiled(launch: KernelLaunch, arch: str) -> bytes:
     from numba import cuda, types
 
     from kernels.isa import cuda as device
+    from kernels.isa.cuda_params import params_of
 
     path = Path(inspect.getsourcefile(launch.kernel) or "")
-    fields = ", ".join(launch.params._fields)
-    text = f"def ep_run({fields}):\n    run(Params({fields}))\n"
-    with _as_if_on(arch), telling_compile_errors(launch.kernel, path, 2):
+    text = "def ep_run():\n    run(params())\n"
+    with compiling_for(arch), telling_compile_errors(launch.kernel, path, 2):
         namespace: dict[str, Any] = {
             "run": bind(launch.kernel, device, _device_function),
-            "Params": launch.params,
+            "params": params_of(launch.params),
         }
         exec(compile(text, str(path), "exec"), namespace)
-        signature = types.void(*[types.int64] * len(launch.params._fields))
         code, _ = cuda.compile(
             namespace["ep_run"],
-            signature,
+            types.void(),
             device=True,
             abi="c",
             abi_info={"abi_name": "ep_run"},
@@ -185,23 +208,7 @@ def _compiled(launch: KernelLaunch, arch: str) -> bytes:
 def _device_function(function: FunctionType) -> Any:
     from numba import cuda
 
-    return cuda.jit(device=True)(function)
-
-
-@contextmanager
-def _as_if_on(arch: str) -> Iterator[None]:
-    """Answer numba-cuda's question for the current device, which device functions ask."""
-    from numba.cuda import dispatcher
-
-    class StandIn:
-        compute_capability = capability(arch)
-
-    asked = dispatcher.get_current_device
-    dispatcher.get_current_device = StandIn
-    try:
-        yield
-    finally:
-        dispatcher.get_current_device = asked
+    return cuda.jit(device=True, forceinline=True)(function)
 
 
 def _instructions(kernel: Callable[..., Any]) -> frozenset[str]:

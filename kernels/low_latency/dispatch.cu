@@ -202,7 +202,7 @@ EP_FN void lay_out(const Params& p, Team team, i64 epoch) {
 
 // Takes up to 32 rows of a source, a lane each, as they arrive.
 EP_FN void receive_batch(const Params& p, int source, i64 row, bool exists, int parts, i64 epoch,
-                         Copies& copies) {
+                         SilentCopies& copies) {
   const u32 place_in_part = static_cast<u32>(row) / static_cast<u32>(parts);
   const i64 part = row - static_cast<i64>(place_in_part) * parts;
   const i64 flag = own(p.arrived + 8 * (source * p.num_parts + part));
@@ -247,7 +247,7 @@ EP_FN void receive(const Params& p, Team team, i64 epoch) {
   const i64 totals = p.totals_addr + block_index() * p.totals_bytes;
   const int world = cut.world_size;
   const int recv_parts = team.num_workers < world ? 1 : team.num_workers / world;
-  Copies copies;
+  SilentCopies copies;
   copies.begin();
   for (int item = team.worker; item < world * recv_parts; item += team.num_workers) {
     const int source = (cut.rank + item) % world;

@@ -44,22 +44,23 @@ EP_FN void* stage_of(int warp, u32 load) {
   return reinterpret_cast<char*>(bulk_stages) + index * STAGE_BYTES;
 }
 
-EP_FN u32 chunk_bytes(i64 num_bytes, i64 begin) {
-  const i64 left = num_bytes - begin;
-  return left < STAGE_BYTES ? static_cast<u32>(left) : STAGE_BYTES;
+EP_FN u32 chunk_bytes(u32 num_bytes, u32 begin) {
+  const u32 left = num_bytes - begin;
+  return left < STAGE_BYTES ? left : STAGE_BYTES;
 }
 
 // Run by lane 0. Loads run NUM_STAGES ahead of stores.
-EP_FN i64 copy_row_by_bulk(i64 target, i64 source, i64 num_bytes) {
+EP_FN i32 copy_row_by_bulk(i64 target, i64 source, u32 num_bytes) {
   const int warp = thread_index() / LANES;
   u64* barriers = bulk_state.barriers[warp];
   const u32 first = bulk_state.num_loads[warp];
-  const u32 num_chunks = static_cast<u32>((num_bytes + STAGE_BYTES - 1) / STAGE_BYTES);
-  i64 cause = 0;
+  const u32 num_chunks = (num_bytes + STAGE_BYTES - 1) / STAGE_BYTES;
+  i32 cause = 0;
+#pragma unroll 1
   for (u32 step = 0; step < num_chunks + NUM_STAGES - 1; ++step) {
     if (step < num_chunks) {
       const u32 load = first + step;
-      const u32 size = chunk_bytes(num_bytes, static_cast<i64>(step) * STAGE_BYTES);
+      const u32 begin = step * STAGE_BYTES, size = chunk_bytes(num_bytes, begin);
       // The stage's last store must have been read; within a row that is the latest one.
       if (step == 0)
         bulk_wait_read<NUM_STAGES - 1>();
@@ -67,14 +68,14 @@ EP_FN i64 copy_row_by_bulk(i64 target, i64 source, i64 num_bytes) {
         bulk_wait_read<0>();
       u64* barrier = &barriers[load % NUM_STAGES];
       expect_bytes(barrier, size);
-      bulk_load(stage_of(warp, load), source + static_cast<i64>(step) * STAGE_BYTES, size, barrier);
+      bulk_load(stage_of(warp, load), source + begin, size, barrier);
     }
     if (step >= NUM_STAGES - 1) {
       const u32 chunk = step - (NUM_STAGES - 1), load = first + chunk;
       Patience patience;
       while (!try_barrier(&barriers[load % NUM_STAGES], load / NUM_STAGES & 1))
         if ((cause = patience.spent()) != 0) return cause;
-      const i64 begin = static_cast<i64>(chunk) * STAGE_BYTES;
+      const u32 begin = chunk * STAGE_BYTES;
       bulk_store(target + begin, stage_of(warp, load), chunk_bytes(num_bytes, begin));
       bulk_commit();
     }
@@ -85,10 +86,10 @@ EP_FN i64 copy_row_by_bulk(i64 target, i64 source, i64 num_bytes) {
 
 EP_COLD_FN void copy_row_bulk(i64 rank, i64 offset, i64 source, i64 num_bytes) {
   sync_warp();
-  i64 cause = 0;
+  i32 cause = 0;
   if (lane_id() == 0) {
     fence_to_bulk();
-    cause = copy_row_by_bulk(at(rank, offset), source, num_bytes);
+    cause = copy_row_by_bulk(at(rank, offset), source, static_cast<u32>(num_bytes));
   }
   leave_if(cause, NO_FLAG, 0, num_bytes, 0);
 }

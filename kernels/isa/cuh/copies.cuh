@@ -37,7 +37,8 @@ struct CopyRecords {
 };
 static_assert(sizeof(CopyRecords) <= RECORDS_BYTES);
 
-class Copies {
+template <bool TELLS>
+class AnyCopies {
   static constexpr int NUM_STAGES = 3;
   static constexpr u32 STAGE_BYTES = WARP_BYTES / NUM_STAGES;
   static constexpr u32 LOADS_AHEAD = 2, MOST_UNWRITTEN = 4;
@@ -53,7 +54,7 @@ class Copies {
   // The oldest chunk that was not known to be written is.
   EP_FN void tell_next() {
     const u32 place = num_written_++ % NUM_RECORDS;
-    if (!records_->chunks[place].tells) return;
+    if (!TELLS || !records_->chunks[place].tells) return;
     const CopyFlag flag = records_->flags[place];
     fence_system();
     add_relaxed(flag.address, flag.value);
@@ -120,6 +121,7 @@ class Copies {
 
   // Adds to a flag after all rows so far, once after a row.
   EP_FN void tell(i64 flag, i64 value) {
+    static_assert(TELLS);
     sync_warp();
     if (lane_id() != 0) return;
     const u32 place = (num_loaded_ - 1) % NUM_RECORDS;
@@ -135,7 +137,8 @@ class Copies {
 
 #else
 
-class Copies {
+template <bool TELLS>
+class AnyCopies {
  public:
   EP_FN void begin() {}
   EP_FN void acquired() {}
@@ -148,5 +151,9 @@ class Copies {
 };
 
 #endif
+
+using Copies = AnyCopies<true>;
+// Of which no flag tells.
+using SilentCopies = AnyCopies<false>;
 
 }  // namespace ep

@@ -24,7 +24,9 @@ namespace ep {
 
 using host::Together;
 
+EP_FN i64 anew(i64 value) { return value; }
 EP_FN int lane_id() { return host::lane_id(); }
+EP_FN int read_lane_id() { return lane_id(); }
 EP_FN int thread_index() { return host::thread_index(); }
 EP_FN int num_warps() { return host::num_warps(); }
 EP_FN int block_index() { return host::block_index(); }
@@ -192,15 +194,17 @@ EP_FN i64 divide_wide(i64 a, i64 b) {
 
 EP_FN i64 nanoseconds() { return host::nanoseconds(); }
 EP_FN void sleep(u32) { host::poll(); }
-EP_FN void leave() { host::leave(); }
+[[noreturn]] EP_FN void leave() { host::leave(); }
 
-template <int OFFSET = 0>
-EP_FN Vec load_row(i64 address) {
-  return *host_pointer<Vec>(address + OFFSET);
+EP_FN Vec load_row(i64 address) { return *host_pointer<Vec>(address); }
+EP_FN void store_row(i64 address, Vec value) { *host_pointer<Vec>(address) = value; }
+template <int OFFSET>
+EP_FN Vec load_row_if(i32 left, i64 address) {
+  return OFFSET < left ? load_row(address + OFFSET) : Vec{};
 }
-template <int OFFSET = 0>
-EP_FN void store_row(i64 address, Vec value) {
-  *host_pointer<Vec>(address + OFFSET) = value;
+template <int OFFSET>
+EP_FN void store_row_if(i32 left, i64 address, Vec value) {
+  if (OFFSET < left) store_row(address + OFFSET, value);
 }
 
 EP_FN float add_f32(float a, float b) { return a + b; }
@@ -208,6 +212,12 @@ EP_FN float multiply_f32(float a, float b) { return a * b; }
 EP_FN float divide_f32(float a, float b) { return a / b; }
 EP_FN float max_f32(float a, float b) { return std::fmax(a, b); }
 EP_FN float fma_f32(float a, float b, float c) { return std::fma(a, b, c); }
+EP_FN void add_f32_if(bool wanted, float& sum, float value) {
+  if (wanted) sum = add_f32(sum, value);
+}
+EP_FN void fma_f32_if(bool wanted, float a, float b, float& sum) {
+  if (wanted) sum = fma_f32(a, b, sum);
+}
 EP_FN u32 host_bf16(float value) {
   if (std::isnan(value)) return 0x7fffu;
   const u32 bits = as_bits(value), low = bits & 0xffffu, high = bits >> 16;

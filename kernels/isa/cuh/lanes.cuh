@@ -46,6 +46,7 @@ EP_FN i64 route(const TopkRow& topk, i64 cursor, i64 ranks, i64 rows) {
   const bool leads = first_bit(match(rank)) == lane_id() && rank != NO_RANK;
   const u32 leaders = ballot(leads);
   int place = 0;
+#pragma unroll 1
   for (u32 left = leaders; left != 0; left &= left - 1)
     place += shuffle(rank, first_bit(left)) < rank;
   if (leads) {
@@ -92,6 +93,7 @@ EP_FN i64 rank_mask(const TopkRow& topk, i64 first_rank, i64 num_ranks) {
 
 EP_COLD_FN void clear(i64 counts, i64 num_counts) {
   sync_warp();
+#pragma unroll 1
   for (i64 index = lane_id(); index < num_counts; index += LANES) store_i32(counts + 4 * index, 0);
   sync_warp();
 }
@@ -99,11 +101,14 @@ EP_COLD_FN void clear(i64 counts, i64 num_counts) {
 // A lane for each token: a rank counts once, whichever of its experts are selected.
 EP_FN void count_ranks(const TopkRow& topk, i64 num_tokens, i64 counts) {
   clear(counts, topk.world_size);
+#pragma unroll 1
   for (i64 token = lane_id(); token < num_tokens; token += LANES) {
     const i64 idx = topk.idx + 4 * topk.num_topk * token;
+#pragma unroll 1
     for (i64 k = 0; k < topk.num_topk; ++k) {
       const i32 rank = owner_of(load_i32(idx + 4 * k), topk.experts_per_rank);
       bool is_new = rank != NO_RANK;
+#pragma unroll 1
       for (i64 before = 0; is_new && before < k; ++before)
         is_new = owner_of(load_i32(idx + 4 * before), topk.experts_per_rank) != rank;
       if (is_new) add_i32(counts + 4 * rank, 1);
@@ -114,6 +119,7 @@ EP_FN void count_ranks(const TopkRow& topk, i64 num_tokens, i64 counts) {
 
 EP_FN void count_experts(const TopkRow& topk, i64 num_tokens, i64 counts) {
   clear(counts, topk.world_size * topk.experts_per_rank);
+#pragma unroll 1
   for (i64 index = lane_id(); index < num_tokens * topk.num_topk; index += LANES) {
     const i32 expert = load_i32(topk.idx + 4 * index);
     if (expert >= 0) add_i32(counts + 4 * expert, 1);
@@ -127,6 +133,7 @@ EP_FN i64 select_rank(const TopkRow& topk, i64 num_tokens, i64 rank, i64 entries
   const i32 first = static_cast<i32>(rank * topk.experts_per_rank);
   const i64 total = num_tokens * topk.num_topk;
   i64 num_entries = 0;
+#pragma unroll 1
   for (i64 begin = 0; begin < total; begin += LANES) {
     const i64 index = begin + lane_id();
     const i32 expert = index < total ? load_i32(topk.idx + 4 * index) : -1;
@@ -154,15 +161,18 @@ EP_FN i64 select_rank(const TopkRow& topk, i64 num_tokens, i64 rank, i64 entries
 EP_COLD_FN void sum_rows(i64 matrix, i64 num_columns, i64 row_bytes, i64 num_rows, i64 initial,
                     i64 sums) {
   sync_warp();
+#pragma unroll 1
   for (i64 column = lane_id(); column < num_columns; column += LANES) {
     i32 sum = initial == 0 ? 0 : load_i32(initial + 4 * column);
     i64 place = matrix + 4 * column;
     i64 row = 0;
+#pragma unroll 1
     for (; row + 4 <= num_rows; row += 4, place += 4 * row_bytes) {
       const i32 a = load_i32(place), b = load_i32(place + row_bytes);
       const i32 c = load_i32(place + 2 * row_bytes), d = load_i32(place + 3 * row_bytes);
       sum += a + b + c + d;
     }
+#pragma unroll 1
     for (; row < num_rows; ++row, place += row_bytes) sum += load_i32(place);
     store_i32(sums + 4 * column, sum);
   }
@@ -173,10 +183,12 @@ EP_COLD_FN void sum_rows(i64 matrix, i64 num_columns, i64 row_bytes, i64 num_row
 EP_COLD_FN void scan(i64 counts, i64 stride, i64 num_counts, i64 begins) {
   sync_warp();
   i32 total = 0;
+#pragma unroll 1
   for (i64 begin = 0; begin < num_counts; begin += LANES) {
     const i64 index = begin + lane_id();
     const i32 count = index < num_counts ? load_i32(counts + stride * index) : 0;
     i32 sum = count;
+#pragma unroll 1
     for (int distance = 1; distance < LANES; distance *= 2) {
       const i32 before = shuffle_up(sum, distance);
       if (lane_id() >= distance) sum += before;

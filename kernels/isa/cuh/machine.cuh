@@ -18,15 +18,16 @@ struct Machine {
   i64 report;        // address of a Report in this GPU's memory
 };
 
-// The first wait that failed on this GPU since the host cleared it.
-struct Report {
+// The first wait that failed on this GPU since the host cleared it. What rows do not have is loaded
+// from here, 16 bytes of it.
+struct alignas(16) Report {
   i64 cause;  // 0 nothing, TIMED_OUT or ABORTED
   i64 rank, sm, warp;
   i64 offset, seen, wanted;
   i64 line;
 };
-constexpr i64 TIMED_OUT = 1;
-constexpr i64 ABORTED = 2;
+constexpr i32 TIMED_OUT = 1;
+constexpr i32 ABORTED = 2;
 constexpr i64 NO_FLAG = -1;  // offset of a wait that is for other warps or a copy
 
 }  // namespace ep
@@ -37,7 +38,7 @@ EP_CONSTANT ep::Machine ep_machine;
 
 namespace ep {
 
-EP_FN i64 own_rank() { return ep_machine.first_rank + virtual_rank(); }
+EP_FN i64 own_rank() { return anew(ep_machine.first_rank) + virtual_rank(); }
 EP_FN i64 at(i64 rank, i64 offset) { return ep_machine.bases[rank] + offset; }
 EP_FN i64 own(i64 offset) { return at(own_rank(), offset); }
 

@@ -32,7 +32,7 @@ EP_FN void block_sync() {
 }
 
 #ifdef EP_GROUPS
-EP_FN void group_sync_all(i64 group, i64 num_warps, i64 line) {
+EP_FN void group_sync_all(i32 group, i32 num_warps, i64 line) {
   finish_bulk();
   group_sync(group, num_warps, line);
 }

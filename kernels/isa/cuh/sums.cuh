@@ -45,11 +45,6 @@ EP_FN void give_up_if(Patience& patience, const Late& late) {
            place_of(EP_SUMS_TAG, __LINE__));
 }
 
-EP_FN void write_zeros(i64 out, i64 begin, i64 end) {
-  for (i64 place = begin + VEC_BYTES * lane_id(); place < end; place += STEP_BYTES)
-    store_row(out + place, {});
-}
-
 #ifdef EP_HAS_BULK
 
 // As many sums as a lane has registers for: asking for a piece and awaiting it take 70 instructions,
@@ -102,7 +97,7 @@ class PieceLoader {
         give_up_if(patience, late);
       }
       if (rows_.num_rows == 0)
-        write_zeros(rows_.out, begin_, end_);
+        clear_columns(rows_.out, begin_, end_);
       else
         column_ = begin_;
     }
@@ -160,7 +155,7 @@ EP_FN void add_piece(Sums (&sums)[PIECE_STEPS], const char* stage, float weight,
 #pragma unroll
       for (int step = first; step < first + STEPS_AT_ONCE; ++step)
         // Behind the end of a short piece lies what nobody writes out.
-        add_vec<WEIGHTED>(sums[step], vecs[step * LANES], weight, false);
+        add_vec<WEIGHTED>(sums[step], vecs[step * LANES], weight, false, true);
 }
 
 // Adds the lists of a source over bytes `begin` to `end` of their rows.
@@ -199,26 +194,6 @@ EP_FN void add_lists(Source& source, u32 begin, u32 end) {
 
 #else
 
-template <int ROWS, int COLUMNS, bool WEIGHTED>
-EP_FN void add_list(const Rows& rows, u32 begin, u32 end) {
-  static_assert(ROWS * COLUMNS == IN_FLIGHT);
-#pragma unroll 1
-  for (u32 round = begin; round < end; round += COLUMNS * STEP_BYTES) {
-    const i64 column = round + VEC_BYTES * lane_id(), left = end - column;
-    Sums sums[COLUMNS] = {};
-#pragma unroll 1
-    for (int batch = 0; batch < rows.num_rows; batch += ROWS) {
-      const int mine = (batch + lane_id() % ROWS) % LANES;
-      const ::ep::Source one = {shuffle(rows.address, mine), shuffle(rows.weight, mine)};
-      add_rows<ROWS, COLUMNS, WEIGHTED>(sums, one, batch, rows.num_rows, column, left);
-    }
-    Vec rounded[COLUMNS];
-#pragma unroll
-    for (int step = 0; step < COLUMNS; ++step) rounded[step] = round_sums(sums[step]);
-    store_steps(rounded, rows.out + column, left);
-  }
-}
-
 template <bool WEIGHTED, class Source>
 EP_FN void add_lists(Source& source, u32 begin, u32 end) {
   Rows rows;
@@ -227,14 +202,7 @@ EP_FN void add_lists(Source& source, u32 begin, u32 end) {
     Late late;
     while (!source.take(rows, late)) give_up_if(patience, late);
     sync_warp();
-    if (rows.num_rows == 0)
-      write_zeros(rows.out, begin, end);
-    else if (rows.num_rows <= IN_FLIGHT / 4)
-      add_list<IN_FLIGHT / 4, 4, WEIGHTED>(rows, begin, end);
-    else if (rows.num_rows <= IN_FLIGHT / 2)
-      add_list<IN_FLIGHT / 2, 2, WEIGHTED>(rows, begin, end);
-    else
-      add_list<IN_FLIGHT, 1, WEIGHTED>(rows, begin, end);
+    add_columns<WEIGHTED>(rows.out, {rows.address, rows.weight}, rows.num_rows, begin, end);
   }
 }
 

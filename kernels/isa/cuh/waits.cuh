@@ -1,4 +1,6 @@
 // Waits: lane 0 or all lanes poll, with a limit and an abort word; all lanes leave together.
+//
+// Their numbers are of 32 bits: what calls a wait keeps its own values in the other registers.
 #pragma once
 
 #include "machine.cuh"
@@ -14,7 +16,7 @@ struct Patience {
   i64 begun = 0;
 
   // Returns why the wait must end now, 0 to go on.
-  EP_FN i64 spent() {
+  EP_FN i32 spent() {
     if (++num_polls % LOOK_EVERY != 0) return 0;
     if (load_relaxed(own(ep_machine.abort_offset)) != 0) return ABORTED;
     const i64 now = nanoseconds();
@@ -24,9 +26,9 @@ struct Patience {
 };
 
 // Says where a wait has failed, unless another has, ends all kernels of the node, and leaves.
-EP_COLD_FN void report_and_leave(i64 cause, i64 offset, i64 seen, i64 wanted, i64 line) {
+[[noreturn]] EP_COLD_FN void report_and_leave(i32 cause, i64 offset, i64 seen, i64 wanted, i64 line) {
   const i64 address = ep_machine.report;
-  const i64 rank = own_rank();
+  const i32 rank = static_cast<i32>(own_rank());
   if (lane_id() == 0 && compare_swap(address, 0, cause) == 0) {
     store_relaxed(address + 8, rank);
     store_relaxed(address + 16, block_index());
@@ -37,8 +39,10 @@ EP_COLD_FN void report_and_leave(i64 cause, i64 offset, i64 seen, i64 wanted, i6
     store_relaxed(address + 56, line);
   }
   if (lane_id() == 0 && cause == TIMED_OUT) {
-    const i64 first = rank - rank % ep_machine.ranks_per_node;
-    for (i64 peer = first; peer < first + ep_machine.ranks_per_node; ++peer)
+    const i32 ranks_per_node = static_cast<i32>(ep_machine.ranks_per_node);
+    const i32 first = rank - rank % ranks_per_node;
+#pragma unroll 1
+    for (i32 peer = first; peer < first + ranks_per_node; ++peer)
       if (peer < ep_machine.world_size && ep_machine.bases[peer] != 0)
         store_relaxed(at(peer, ep_machine.abort_offset), 1);
   }
@@ -46,13 +50,14 @@ EP_COLD_FN void report_and_leave(i64 cause, i64 offset, i64 seen, i64 wanted, i6
 }
 
 // Leaves with all lanes where lane 0 has found a cause.
-EP_FN void leave_if(i64 cause, i64 offset, i64 seen, i64 wanted, i64 line) {
+EP_FN void leave_if(i32 cause, i64 offset, i64 seen, i64 wanted, i64 line) {
   if (ballot(cause != 0) != 0) report_and_leave(cause, offset, seen, wanted, line);
 }
 
 EP_COLD_FN i64 wait_ge(i64 offset, i64 value, i64 line) {
   sync_warp();
-  i64 seen = 0, cause = 0;
+  i64 seen = 0;
+  i32 cause = 0;
   if (lane_id() == 0) {
     const i64 flag = own(offset);
     Patience patience;
@@ -63,19 +68,21 @@ EP_COLD_FN i64 wait_ge(i64 offset, i64 value, i64 line) {
   return shuffle(seen, 0);
 }
 
-EP_COLD_FN i64 wait_any(i64 offset, i64 stride, i64 values, i64 count, i64 first, i64 line) {
+EP_COLD_FN i32 wait_any(i64 offset, i32 stride, i64 values, i32 count, i32 first, i64 line) {
   sync_warp();
   Patience patience;
   while (true) {
-    i64 flag = offset, seen = 0, wanted = 0, cause = 0;
-    for (i64 begin = 0; begin < count; begin += LANES) {
-      const i64 turn = begin + lane_id();
-      i64 index = first + turn;
+    i64 flag = offset, seen = 0, wanted = 0;
+    i32 cause = 0;
+#pragma unroll 1
+    for (i32 begin = 0; begin < count; begin += LANES) {
+      const i32 turn = begin + lane_id();
+      i32 index = first + turn;
       if (index >= count) index -= count;
       bool found = false;
       if (turn < count) {
-        wanted = load_i64(values + 8 * index);
-        flag = offset + index * stride;
+        wanted = load_i64(values + 8ll * index);
+        flag = offset + static_cast<i64>(index) * stride;
         seen = load_acquire(own(flag));
         found = seen >= wanted;
       }
@@ -87,19 +94,22 @@ EP_COLD_FN i64 wait_any(i64 offset, i64 stride, i64 values, i64 count, i64 first
   }
 }
 
-EP_COLD_FN void wait_all(i64 offset, i64 stride, i64 count, i64 value, i64 line) {
+EP_COLD_FN void wait_all(i64 offset, i32 stride, i32 count, i64 value, i64 line) {
   sync_warp();
   const i64 flags = own(offset);
   Patience patience;
-  for (i64 begin = 0; begin < count; begin += LANES) {
-    const i64 index = begin + lane_id();
+#pragma unroll 1
+  for (i32 begin = 0; begin < count; begin += LANES) {
+    const i32 index = begin + lane_id();
     while (true) {
-      const i64 seen = index < count ? load_acquire(flags + index * stride) : value;
+      i64 seen = value;
+      if (index < count) seen = load_acquire(flags + static_cast<i64>(index) * stride);
       const u32 late = ballot(seen < value);
       if (late == 0) break;
-      const i64 cause = lane_id() == 0 ? patience.spent() : 0;
+      const i32 cause = lane_id() == 0 ? patience.spent() : 0;
       const int one = first_bit(late);
-      leave_if(cause, offset + (begin + one) * stride, shuffle(seen, one), value, line);
+      leave_if(cause, offset + static_cast<i64>(begin + one) * stride, shuffle(seen, one), value,
+               line);
     }
   }
 }
@@ -114,9 +124,10 @@ EP_FN void init_groups() {
   if (thread_index() < NUM_GROUPS) group_arrivals[thread_index()] = 0;
 }
 
-EP_FN void group_sync(i64 group, i64 num_warps, i64 line) {
+EP_FN void group_sync(i32 group, i32 num_warps, i64 line) {
   sync_warp();
-  i64 cause = 0, seen = 0, wanted = 0;
+  i32 cause = 0;
+  u32 seen = 0, wanted = 0;
   if (lane_id() == 0) {
     u32* counter = &group_arrivals[group];
     const u32 size = static_cast<u32>(num_warps);

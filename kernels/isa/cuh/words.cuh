@@ -43,6 +43,7 @@ EP_FN i64 min_words(i64 offset, i64 stride, i64 count) {
   sync_warp();
   const i64 flags = own(offset);
   i64 least = 0x7fffffffffffffff;
+#pragma unroll 1
   for (i64 index = lane_id(); index < count; index += LANES) {
     const i64 value = load_acquire(flags + index * stride);
     least = value < least ? value : least;
@@ -70,6 +71,7 @@ EP_FN void put_i64(i64 address, i64 value) {
 // `nanosleep` takes a millisecond at most.
 EP_FN void pause(i64 length_ns) {
   const i64 end = nanoseconds() + length_ns;
+#pragma unroll 1
   for (i64 left = length_ns; left > 0; left = end - nanoseconds())
     sleep(left < 1000000 ? static_cast<u32>(left) : 1000000u);
   sync_warp();

@@ -23,7 +23,7 @@ struct World {
   i64 windows, stride_bytes, window_bytes;    // address of rank 0's, and from one to the next
   i64 abort_offset, limit_ns;                 // as in Machine
   i64 seed, bulk_times;
-  i64 report;   // address of 8 words
+  i64 report;   // address of 8 words, a multiple of 16
   i64 message;  // address of MESSAGE_BYTES: what was done that a GPU does not allow, or nothing
 };
 constexpr i64 MESSAGE_BYTES = 512;
