@@ -168,7 +168,7 @@ def _helper(module: str, old: str, new: str) -> Mutation:
         pytest.param(
             _helper(
                 "dispatch_forwarders",
-                "        isa.put_signal(peer, credit, value, p.num_sms // 2 + place.channel)\n",
+                "        isa.put_signal(peer, credit, value, p.num_sms // 2 + channel_of())\n",
                 "        pass\n",
             ),
             "dispatch",

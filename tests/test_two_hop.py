@@ -70,7 +70,7 @@ _MANY = KernelCase(
         pytest.param(
             Mutation(
                 _COMBINE,
-                "isa.wait_ge(p.back_tail + 8 * stream, begin + chunk * p.combine_chunk_rows)",
+                "isa.wait_ge(p.back_tail + 8 * stream, begun + chunk * p.combine_chunk_rows)",
                 "pass",
             ),
             "combine",
@@ -81,7 +81,9 @@ _MANY = KernelCase(
         ),
         pytest.param(
             Mutation(
-                _COMBINE, "    flag = p.back_credit + 8 * theirs\n", "    return\n    flag = 0\n"
+                _COMBINE,
+                "    flag = p.back_credit + 8 * stream_from(p, other)\n",
+                "    return\n    flag = 0\n",
             ),
             "combine",
             "timeout",

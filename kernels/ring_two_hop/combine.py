@@ -47,7 +47,7 @@ from kernels import isa
 from kernels.ring_two_hop.combine_forwarders import return_nvl_credits, sum_records
 from kernels.ring_two_hop.combine_receivers import receive_sums, return_credits
 from kernels.ring_two_hop.combine_senders import push_rows
-from kernels.ring_two_hop.params import EPOCH, WORKER_WARPS, CombineParams, Place
+from kernels.ring_two_hop.params import EPOCH, WORKER_WARPS, CombineParams, Place, channel_of
 
 PUSHING, REDUCING, RECEIVING, CREDITING = range(7, 11)
 
@@ -58,22 +58,20 @@ def combine(p: CombineParams) -> None:
     place = Place(
         p.rank // p.ranks_per_node,
         p.rank % p.ranks_per_node,
-        sm // 2,
         (isa.load(p.combine_epoch) - 1) * EPOCH,
-        p.scratch_addr + (sm * p.num_warps + warp) * p.scratch_bytes,
     )
     if sm % 2 == 1:
         group_warps = WORKER_WARPS // p.num_nodes
         if warp < group_warps * p.num_nodes:
             isa.mark(REDUCING)
-            sum_records(p, place, warp // group_warps, warp % group_warps)
+            sum_records(p, place)
         elif warp == WORKER_WARPS:
             isa.mark(CREDITING)
             return_nvl_credits(p, place)
     elif warp < p.ranks_per_node:
         isa.mark(PUSHING)
         # Channels start at different peers, so that all links are busy at once.
-        push_rows(p, place, (warp + place.channel) % p.ranks_per_node)
+        push_rows(p, place, (warp + channel_of()) % p.ranks_per_node)
     elif warp < WORKER_WARPS:
         isa.mark(RECEIVING)
         receive_sums(p, place, warp - p.ranks_per_node)

@@ -9,20 +9,22 @@ from kernels.ring_two_hop.params import (
     WORKER_WARPS,
     CombineParams,
     Place,
+    channel_of,
     channel_tokens,
     last_signal,
+    scratch_of,
 )
 
 
 def receive_sums(p: CombineParams, place: Place, receiver: int) -> None:
     """Sum the nodes' sums of every token that falls to this receiver."""
     num_receivers = WORKER_WARPS - p.ranks_per_node
-    tokens = channel_tokens(p.num_tokens, place.channel, p.num_sms)
-    reduced = p.reduced + 8 * (place.channel * WORKER_WARPS + receiver)
-    rows = place.scratch + 8 * p.num_nodes
+    tokens = channel_tokens(p.num_tokens, channel_of(), p.num_sms)
+    reduced = p.reduced + 8 * (channel_of() * WORKER_WARPS + receiver)
+    rows = scratch_of(p) + 8 * p.num_nodes
     isa.store(p.rank, reduced, place.base + receiver)
     for node in range(p.num_nodes):
-        isa.store_i64(place.scratch + 8 * node, place.base)
+        isa.store_i64(scratch_of(p) + 8 * node, place.base)
     for step in range(receiver, tokens.end - tokens.begin, num_receivers):
         token = tokens.begin + step
         at = 4 * p.num_copies * token
@@ -30,11 +32,11 @@ def receive_sums(p: CombineParams, place: Place, receiver: int) -> None:
         for index in range(num_nodes):
             node = isa.load_i32(p.send_nodes_addr + at + 4 * index)
             slot = isa.load_i32(p.send_slots_addr + at + 4 * index)
-            stream = place.channel * p.num_nodes + node
+            stream = channel_of() * p.num_nodes + node
             # The last tail seen, by node.
-            if isa.load_i64(place.scratch + 8 * node) <= place.base + slot:
+            if isa.load_i64(scratch_of(p) + 8 * node) <= place.base + slot:
                 seen = isa.wait_ge(p.back_tail + 8 * stream, place.base + slot + 1)
-                isa.store_i64(place.scratch + 8 * node, seen)
+                isa.store_i64(scratch_of(p) + 8 * node, seen)
             ring = stream * p.combine_rdma_recv
             isa.store_i32(rows + 4 * index, ring + slot % p.combine_rdma_recv)
         out_addr = p.out_addr + token * p.y_row_bytes
@@ -45,12 +47,12 @@ def receive_sums(p: CombineParams, place: Place, receiver: int) -> None:
 def return_credits(p: CombineParams, place: Place) -> None:
     """Give the slots of tokens that have been summed back to the nodes they came from."""
     num_receivers = WORKER_WARPS - p.ranks_per_node
-    reduced = p.reduced + 8 * place.channel * WORKER_WARPS
-    received, credited = place.scratch, place.scratch + 8 * p.num_nodes
+    reduced = p.reduced + 8 * channel_of() * WORKER_WARPS
+    received, credited = scratch_of(p), scratch_of(p) + 8 * p.num_nodes
     for node in range(p.num_nodes):
         isa.store_i64(received + 8 * node, 0)
         isa.store_i64(credited + 8 * node, 0)
-    tokens = channel_tokens(p.num_tokens, place.channel, p.num_sms)
+    tokens = channel_tokens(p.num_tokens, channel_of(), p.num_sms)
     num_tokens = tokens.end - tokens.begin
     complete = 0
     for step in range(num_tokens):
@@ -76,10 +78,10 @@ def return_credits(p: CombineParams, place: Place) -> None:
 
 def give_credit(p: CombineParams, place: Place, node: int, value: int) -> None:
     """Add to the credit that this rank's rail peer on a node has for this rank's ring."""
-    credit = p.back_credit + 8 * (place.channel * p.num_nodes + place.node)
+    credit = p.back_credit + 8 * (channel_of() * p.num_nodes + place.node)
     if node == place.node:
         isa.fence_release()
         isa.add(p.rank, credit, value)
     else:
         peer = node * p.ranks_per_node + place.local
-        isa.put_signal(peer, credit, value, p.num_sms // 2 + place.channel)
+        isa.put_signal(peer, credit, value, p.num_sms // 2 + channel_of())

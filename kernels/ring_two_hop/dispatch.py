@@ -52,7 +52,7 @@ from kernels import isa
 from kernels.ring_two_hop.dispatch_forwarders import forward_rows, return_credits
 from kernels.ring_two_hop.dispatch_receivers import receive_rows
 from kernels.ring_two_hop.dispatch_senders import fill_rings, put_chunks
-from kernels.ring_two_hop.params import EPOCH, SENDER_WARPS, DispatchParams, Place
+from kernels.ring_two_hop.params import EPOCH, SENDER_WARPS, DispatchParams, Place, channel_of
 
 SENDING, PUTTING, FORWARDING, CREDITING, RECEIVING = range(2, 7)
 
@@ -63,9 +63,7 @@ def dispatch(p: DispatchParams) -> None:
     place = Place(
         p.rank // p.ranks_per_node,
         p.rank % p.ranks_per_node,
-        sm // 2,
         (isa.load(p.dispatch_epoch) - 1) * EPOCH,
-        p.scratch_addr + (sm * p.num_warps + warp) * p.scratch_bytes,
     )
     if sm % 2 == 1:
         if warp < SENDER_WARPS:
@@ -80,7 +78,7 @@ def dispatch(p: DispatchParams) -> None:
     elif warp < p.ranks_per_node:
         isa.mark(FORWARDING)
         # Channels start at different peers, so that all links are busy at once.
-        forward_rows(p, place, (warp + place.channel) % p.ranks_per_node)
+        forward_rows(p, place, (warp + channel_of()) % p.ranks_per_node)
     elif warp == p.ranks_per_node:
         isa.mark(CREDITING)
         return_credits(p, place)

@@ -7,7 +7,15 @@ from typing import NamedTuple
 
 from kernels import isa
 from kernels.isa import TopkRow
-from kernels.ring_two_hop.params import EPOCH, NEVER, DispatchParams, Place, last_signal
+from kernels.ring_two_hop.params import (
+    EPOCH,
+    NEVER,
+    DispatchParams,
+    Place,
+    channel_of,
+    last_signal,
+    scratch_of,
+)
 
 
 class Sources(NamedTuple):
@@ -30,10 +38,10 @@ class Sources(NamedTuple):
     wanted: int
 
 
-def sources_of(p: DispatchParams, place: Place) -> Sources:
+def sources_of(p: DispatchParams) -> Sources:
     """Return a forwarder's tables."""
     step = 8 * p.num_nodes
-    at = place.scratch
+    at = scratch_of(p)
     return Sources(at, at + step, at + 2 * step, at + 3 * step, at + 4 * step, at + 5 * step)
 
 
@@ -44,10 +52,10 @@ def hear_channel(p: DispatchParams, place: Place, target: int, sources: Sources)
         Number of records.
     """
     peer = place.node * p.ranks_per_node + target
-    spans = p.nvl_spans + 16 * (place.channel * p.ranks_per_node + place.local) * p.num_nodes
+    spans = p.nvl_spans + 16 * (channel_of() * p.ranks_per_node + place.local) * p.num_nodes
     num_records = 0
     for node in range(p.num_nodes):
-        stream = place.channel * p.num_nodes + node
+        stream = channel_of() * p.num_nodes + node
         isa.wait_ge(p.told + 8 * stream, place.base + EPOCH)
         meta = p.channel_meta_addr + stream * p.channel_meta_bytes
         for side in range(2):
@@ -66,13 +74,13 @@ def hear_channel(p: DispatchParams, place: Place, target: int, sources: Sources)
 
 def forward_rows(p: DispatchParams, place: Place, target: int) -> None:
     """Copy the records that local rank `target` wants into its ring."""
-    sources = sources_of(p, place)
+    sources = sources_of(p)
     num_left = hear_channel(p, place, target, sources)
-    near = place.channel * p.ranks_per_node + target
+    near = channel_of() * p.ranks_per_node + target
     peer = place.node * p.ranks_per_node + target
-    theirs = place.channel * p.ranks_per_node + place.local
+    theirs = channel_of() * p.ranks_per_node + place.local
     num_sent, num_taken = 0, 0
-    node = (place.channel + place.node) % p.num_nodes
+    node = (channel_of() + place.node) % p.num_nodes
     while num_left > 0:
         if num_sent + p.dispatch_nvl_send - num_taken > p.dispatch_nvl_recv:
             needed = num_sent + p.dispatch_nvl_send - p.dispatch_nvl_recv
@@ -89,7 +97,7 @@ def forward_rows(p: DispatchParams, place: Place, target: int) -> None:
         if num_rows > 0:
             num_sent += num_rows
             isa.store(peer, p.nvl_tail + 8 * theirs, place.base + num_sent)
-        stream = place.channel * p.num_nodes + node
+        stream = channel_of() * p.num_nodes + node
         isa.store(
             p.rank, p.forwarded + 8 * (stream * p.ranks_per_node + target), place.base + record
         )
@@ -99,7 +107,7 @@ def forward_rows(p: DispatchParams, place: Place, target: int) -> None:
 
 def next_source(p: DispatchParams, place: Place, sources: Sources, first: int) -> int:
     """Return the next node, from `first` on, that has records here; wait until one has."""
-    tails = p.rdma_tail + 8 * place.channel * p.num_nodes
+    tails = p.rdma_tail + 8 * channel_of() * p.num_nodes
     for step in range(p.num_nodes):
         node = (first + step) % p.num_nodes
         head = isa.load_i64(sources.heads + 8 * node)
@@ -127,20 +135,20 @@ def forward_row(
     Returns:
         1 if it does, else 0.
     """
-    ring = (place.channel * p.num_nodes + node) * p.dispatch_rdma_recv
+    ring = (channel_of() * p.num_nodes + node) * p.dispatch_rdma_recv
     at = ring + record % p.dispatch_rdma_recv
     info = p.rdma_info_addr + at * p.info_bytes
     wanted = isa.load_i32(info + 4) >> target & 1
-    ends = place.scratch + 8 * (4 * p.num_nodes + node)
+    ends = scratch_of(p) + 8 * (4 * p.num_nodes + node)
     end = isa.load_i64(ends) + wanted
     isa.store_i64(ends, end)
     # Combine finds by these counts who added to a record, and which of their rows.
-    begin = isa.load_i64(place.scratch + 8 * (3 * p.num_nodes + node))
+    begin = isa.load_i64(scratch_of(p) + 8 * (3 * p.num_nodes + node))
     kept = (node * p.most_tokens + begin + record) * p.ranks_per_node + target
     isa.store_i32(p.nvl_ends_addr + 4 * kept, end)
     if wanted:
         peer = place.node * p.ranks_per_node + target
-        theirs = place.channel * p.ranks_per_node + place.local
+        theirs = channel_of() * p.ranks_per_node + place.local
         slot = theirs * p.dispatch_nvl_recv + row % p.dispatch_nvl_recv
         idx = info + 8
         topk = TopkRow(idx, idx + 4 * p.num_topk, p.num_topk, p.experts_per_rank, p.world_size)
@@ -158,11 +166,11 @@ def forward_row(
 
 def return_credits(p: DispatchParams, place: Place) -> None:
     """Give the slots that all forwarders have gone through back to their sources."""
-    credited, totals = place.scratch, place.scratch + 8 * p.num_nodes
-    wanted = place.scratch + 16 * p.num_nodes
+    credited, totals = scratch_of(p), scratch_of(p) + 8 * p.num_nodes
+    wanted = scratch_of(p) + 16 * p.num_nodes
     num_left = 0
     for node in range(p.num_nodes):
-        stream = place.channel * p.num_nodes + node
+        stream = channel_of() * p.num_nodes + node
         isa.wait_ge(p.told + 8 * stream, place.base + EPOCH)
         meta = p.channel_meta_addr + stream * p.channel_meta_bytes + 8 * p.ranks_per_node
         total = isa.load_i32(meta + 4) - isa.load_i32(meta)
@@ -179,7 +187,7 @@ def return_credits(p: DispatchParams, place: Place) -> None:
             num_returned += return_credit(p, place, node, wanted)
         num_left -= num_returned
         if num_left > 0 and num_returned == 0:
-            first = p.forwarded + 8 * place.channel * p.num_nodes * p.ranks_per_node
+            first = p.forwarded + 8 * channel_of() * p.num_nodes * p.ranks_per_node
             isa.wait_any(first, 8, wanted, p.num_nodes * p.ranks_per_node, 0)
 
 
@@ -189,9 +197,9 @@ def return_credit(p: DispatchParams, place: Place, node: int, wanted: int) -> in
     Returns:
         Number of slots given back.
     """
-    credited = isa.load_i64(place.scratch + 8 * node)
-    total = isa.load_i64(place.scratch + 8 * (p.num_nodes + node))
-    first = (place.channel * p.num_nodes + node) * p.ranks_per_node
+    credited = isa.load_i64(scratch_of(p) + 8 * node)
+    total = isa.load_i64(scratch_of(p) + 8 * (p.num_nodes + node))
+    first = (channel_of() * p.num_nodes + node) * p.ranks_per_node
     target = min(credited + p.dispatch_rdma_send, total)
     if credited == total:
         return 0
@@ -199,7 +207,7 @@ def return_credit(p: DispatchParams, place: Place, node: int, wanted: int) -> in
     if least >= target:
         count = least - credited
         give_credit(p, place, node, last_signal(credited, count, total))
-        isa.store_i64(place.scratch + 8 * node, least)
+        isa.store_i64(scratch_of(p) + 8 * node, least)
         for local in range(p.ranks_per_node):
             isa.store_i64(wanted + 8 * (node * p.ranks_per_node + local), NEVER)
         return count
@@ -217,10 +225,10 @@ def return_credit(p: DispatchParams, place: Place, node: int, wanted: int) -> in
 
 def give_credit(p: DispatchParams, place: Place, node: int, value: int) -> None:
     """Add to the credit that the source on a node has for this node's ring."""
-    credit = p.rdma_credit + 8 * (place.channel * p.num_nodes + place.node)
+    credit = p.rdma_credit + 8 * (channel_of() * p.num_nodes + place.node)
     if node == place.node:
         isa.fence_release()
         isa.add(p.rank, credit, value)
     else:
         peer = node * p.ranks_per_node + place.local
-        isa.put_signal(peer, credit, value, p.num_sms // 2 + place.channel)
+        isa.put_signal(peer, credit, value, p.num_sms // 2 + channel_of())

@@ -5,7 +5,7 @@ Flags, rings and records as `kernels.ring_two_hop.dispatch` says.
 
 from kernels import isa
 from kernels.isa import TopkRow
-from kernels.ring_two_hop.params import EPOCH, DispatchParams, Place
+from kernels.ring_two_hop.params import EPOCH, DispatchParams, Place, channel_of, scratch_of
 
 #: Experts of a rank that owns all: ids stay as they are.
 ALL_EXPERTS = 1 << 30
@@ -13,9 +13,9 @@ ALL_EXPERTS = 1 << 30
 
 def receive_rows(p: DispatchParams, place: Place, source: int) -> None:
     """Scatter the rows that come by the ring of local rank `source`."""
-    near = place.channel * p.ranks_per_node + source
+    near = channel_of() * p.ranks_per_node + source
     spans = 16 * near * p.num_nodes
-    places = place.scratch
+    places = scratch_of(p)
     num_left = 0
     for node in range(p.num_nodes):
         at = spans + 16 * node
@@ -25,7 +25,7 @@ def receive_rows(p: DispatchParams, place: Place, source: int) -> None:
         isa.store_i64(places + 8 * node, base + begin)
         num_left += end - begin
     forwarder = place.node * p.ranks_per_node + source
-    theirs = place.channel * p.ranks_per_node + place.local
+    theirs = channel_of() * p.ranks_per_node + place.local
     head = 0
     while num_left > 0:
         tail = isa.wait_ge(p.nvl_tail + 8 * near, place.base + head + 1) - place.base

@@ -11,32 +11,34 @@ from kernels.ring_two_hop.params import (
     DispatchParams,
     Place,
     Span,
+    channel_of,
     channel_tokens,
     last_signal,
+    scratch_of,
 )
 
 
-def channel_counts(p: DispatchParams, place: Place) -> Span:
+def channel_counts(p: DispatchParams) -> Span:
     """Return local addresses of the rows, by rank then node, before and up to the channel's end."""
     columns = p.world_size + p.num_nodes
-    begins = place.scratch + 48 * p.num_nodes
+    begins = scratch_of(p) + 48 * p.num_nodes
     ends = begins + p.counts_bytes
     blocks = Matrix(p.block_counts_addr, columns, p.counts_bytes)
-    isa.sum_rows(blocks, 2 * place.channel, 0, begins)
-    isa.sum_rows(blocks, 2 * place.channel + 2, 0, ends)
+    isa.sum_rows(blocks, 2 * channel_of(), 0, begins)
+    isa.sum_rows(blocks, 2 * channel_of() + 2, 0, ends)
     return Span(begins, ends)
 
 
 def fill_rings(p: DispatchParams, place: Place, sender: int) -> None:
     """Tell nodes of the channel, then write every SENDER_WARPS-th token into its nodes' rings."""
-    counts = channel_counts(p, place)
+    counts = channel_counts(p)
     for node in range(sender, p.num_nodes, SENDER_WARPS):
         tell_node(p, place, node, counts)
-    tokens = channel_tokens(p.num_tokens, place.channel, p.num_sms)
-    filled = p.filled + 8 * (place.channel * SENDER_WARPS + sender)
+    tokens = channel_tokens(p.num_tokens, channel_of(), p.num_sms)
+    filled = p.filled + 8 * (channel_of() * SENDER_WARPS + sender)
     # By node, the last credit seen: less than any that is needed.
     for node in range(p.num_nodes):
-        isa.store_i64(place.scratch + 8 * node, place.base)
+        isa.store_i64(scratch_of(p) + 8 * node, place.base)
     for step in range(sender, tokens.end - tokens.begin, SENDER_WARPS):
         token = tokens.begin + step
         at = 4 * p.num_copies * token
@@ -44,19 +46,19 @@ def fill_rings(p: DispatchParams, place: Place, sender: int) -> None:
         for index in range(num_nodes):
             node = isa.load_i32(p.send_nodes_addr + at + 4 * index)
             slot = isa.load_i32(p.send_slots_addr + at + 4 * index)
-            credit = place.channel * p.num_nodes + node
+            credit = channel_of() * p.num_nodes + node
             needed = place.base + slot + 1 - p.dispatch_rdma_recv
-            if isa.load_i64(place.scratch + 8 * node) < needed:
+            if isa.load_i64(scratch_of(p) + 8 * node) < needed:
                 seen = isa.wait_ge(p.rdma_credit + 8 * credit, needed)
-                isa.store_i64(place.scratch + 8 * node, seen)
+                isa.store_i64(scratch_of(p) + 8 * node, seen)
             write_record(p, place, token, node, slot)
         isa.store_release(p.rank, filled, place.base + step + SENDER_WARPS)
 
 
 def tell_node(p: DispatchParams, place: Place, node: int, counts: Span) -> None:
     """Tell a node of the channel's rows for each of its ranks, and for itself."""
-    stream = place.channel * p.num_nodes + node
-    theirs = place.channel * p.num_nodes + place.node
+    stream = channel_of() * p.num_nodes + node
+    theirs = channel_of() * p.num_nodes + place.node
     meta = p.send_meta_addr + stream * p.channel_meta_bytes
     if node == place.node:
         meta = p.channel_meta_addr + theirs * p.channel_meta_bytes
@@ -71,13 +73,13 @@ def tell_node(p: DispatchParams, place: Place, node: int, counts: Span) -> None:
     else:
         peer = node * p.ranks_per_node + place.local
         into = p.channel_meta + theirs * p.channel_meta_bytes
-        isa.put_bytes(peer, into, meta, p.channel_meta_bytes, place.channel)
-        isa.put_signal(peer, p.told + 8 * theirs, EPOCH, place.channel)
+        isa.put_bytes(peer, into, meta, p.channel_meta_bytes, channel_of())
+        isa.put_signal(peer, p.told + 8 * theirs, EPOCH, channel_of())
 
 
 def write_record(p: DispatchParams, place: Place, token: int, node: int, slot: int) -> None:
     """Write a token's record for a node into its slot of the send ring."""
-    ring = (place.channel * p.num_nodes + node) * p.dispatch_rdma_recv
+    ring = (channel_of() * p.num_nodes + node) * p.dispatch_rdma_recv
     at = ring + slot % p.dispatch_rdma_recv
     rows, info = p.send_rows, p.send_info_addr
     if node == place.node:
@@ -97,9 +99,9 @@ def write_record(p: DispatchParams, place: Place, token: int, node: int, slot: i
 
 def put_chunks(p: DispatchParams, place: Place) -> None:
     """Put the records of each node in chunks as senders complete them, in the order of tokens."""
-    counts = channel_counts(p, place)
-    num_written, num_put = place.scratch, place.scratch + 8 * p.num_nodes
-    totals = place.scratch + 16 * p.num_nodes
+    counts = channel_counts(p)
+    num_written, num_put = scratch_of(p), scratch_of(p) + 8 * p.num_nodes
+    totals = scratch_of(p) + 16 * p.num_nodes
     for node in range(p.num_nodes):
         column = 4 * (p.world_size + node)
         total = isa.load_i32(counts.end + column) - isa.load_i32(counts.begin + column)
@@ -108,9 +110,9 @@ def put_chunks(p: DispatchParams, place: Place) -> None:
         isa.store_i64(totals + 8 * node, total)
         if total == 0:
             put_chunk(p, place, node, Span(0, 0), 0)
-    tokens = channel_tokens(p.num_tokens, place.channel, p.num_sms)
+    tokens = channel_tokens(p.num_tokens, channel_of(), p.num_sms)
     num_tokens = tokens.end - tokens.begin
-    filled = p.filled + 8 * place.channel * SENDER_WARPS
+    filled = p.filled + 8 * channel_of() * SENDER_WARPS
     complete = 0
     for step in range(num_tokens):
         if step >= complete:
@@ -132,8 +134,8 @@ def put_chunks(p: DispatchParams, place: Place) -> None:
 
 def put_chunk(p: DispatchParams, place: Place, node: int, rows: Span, total: int) -> None:
     """Put consecutive records of a node, which lie together in its ring, and signal them."""
-    stream = place.channel * p.num_nodes + node
-    theirs = place.channel * p.num_nodes + place.node
+    stream = channel_of() * p.num_nodes + node
+    theirs = channel_of() * p.num_nodes + place.node
     if node == place.node:
         isa.store_release(p.rank, p.rdma_tail + 8 * theirs, place.base + rows.end)
         return
@@ -147,14 +149,14 @@ def put_chunk(p: DispatchParams, place: Place, node: int, rows: Span, total: int
             p.rdma_rows + into * p.x_row_bytes,
             p.send_rows_addr + mine * p.x_row_bytes,
             num_rows * p.x_row_bytes,
-            place.channel,
+            channel_of(),
         )
         isa.put_bytes(
             peer,
             p.rdma_info + into * p.info_bytes,
             p.send_info_addr + mine * p.info_bytes,
             num_rows * p.info_bytes,
-            place.channel,
+            channel_of(),
         )
     value = last_signal(rows.begin, num_rows, total)
-    isa.put_signal(peer, p.rdma_tail + 8 * theirs, value, place.channel)
+    isa.put_signal(peer, p.rdma_tail + 8 * theirs, value, channel_of())

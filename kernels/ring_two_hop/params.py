@@ -5,6 +5,7 @@ A region's name is its offset, with `_addr` its address on this rank.
 
 from typing import NamedTuple
 
+from kernels import isa
 from kernels.exchange import share_begin
 
 #: Warps of a block: DeepEP V1 launches 16 for dispatch, and 24 and a coordinator for combine.
@@ -132,16 +133,12 @@ class Place(NamedTuple):
     Attributes:
         node: of this rank.
         local: this rank's place on its node.
-        channel: pair of blocks.
         base: what a counter of rows was when this epoch began.
-        scratch: local address of this warp's tables, int64 by node and more.
     """
 
     node: int
     local: int
-    channel: int
     base: int
-    scratch: int
 
 
 class Span(NamedTuple):
@@ -149,6 +146,16 @@ class Span(NamedTuple):
 
     begin: int
     end: int
+
+
+def channel_of() -> int:
+    """Return the channel of this warp: a pair of blocks."""
+    return isa.sm_id() // 2
+
+
+def scratch_of(p: DispatchParams | CombineParams) -> int:
+    """Return the local address of this warp's tables, int64 by node and more."""
+    return p.scratch_addr + (isa.sm_id() * p.num_warps + isa.warp_id()) * p.scratch_bytes
 
 
 def channel_tokens(num_tokens: int, channel: int, num_sms: int) -> Span:

@@ -82,6 +82,10 @@ def settings(shape: Shape) -> dict[str, int]:
     """Return the parameters of the kernels of `two_hop`."""
     return {
         "num_nodes": shape.num_nodes,
+        "num_reducers": shape.num_sms * REDUCE_WARPS.of(shape),
+        "num_forwarders": shape.num_sms * FORWARD_WARPS.of(shape),
+        "num_streams": shape.num_nodes * _num_channels(shape),
+        "num_remote_streams": (shape.num_nodes - 1) * _num_channels(shape),
         "num_streams_per_warp": _streams_per_warp(shape),
         "channel_rows": _channel_rows(shape),
         "record_bytes": _record_bytes(shape),

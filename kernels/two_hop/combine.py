@@ -30,11 +30,17 @@ enough. Blocks must be resident together.
 from kernels import isa
 from kernels.exchange import share_begin
 from kernels.isa import RowList, TopkRow
-from kernels.two_hop.params import CombineParams, lists_of, node_at, relative
+from kernels.two_hop.params import (
+    CombineParams,
+    Lists,
+    lists_of,
+    mate_on,
+    node_at,
+    relative,
+)
 from kernels.two_hop.streams import (
     Chunk,
     Served,
-    end_chunk,
     next_chunk,
     num_served,
     open_streams,
@@ -45,12 +51,24 @@ WAITING, REDUCING, RECEIVING, ENDING = range(6, 10)
 
 def combine(p: CombineParams) -> None:
     """Sum each token's rows inside their nodes, and the nodes' sums at its source."""
+    isa.mark(WAITING)
+    begin(p)
+    if isa.warp_id() < p.channel_warps:
+        isa.mark(RECEIVING)
+        receive_sums(p, channel_of(p))
+    else:
+        isa.mark(REDUCING)
+        send_sums(p)
+    isa.mark(ENDING)
+    end(p)
+
+
+def begin(p: CombineParams) -> None:
+    """Tell the node's ranks that this rank's rows may be read, and wait until theirs may."""
     sm, warp = isa.sm_id(), isa.warp_id()
     epoch = isa.load(p.combine_epoch + 8 * sm) + 1
-    first_rank = p.rank - p.rank % p.ranks_per_node
-
-    isa.mark(WAITING)
     if sm == 0:
+        first_rank = p.rank - p.rank % p.ranks_per_node
         isa.fence_release()
         for local in range(warp, p.ranks_per_node, p.num_warps):
             isa.add(first_rank + local, p.ready + 8 * (p.rank % p.ranks_per_node), 1)
@@ -58,32 +76,29 @@ def combine(p: CombineParams) -> None:
         isa.wait_ge(p.ready + 8 * local, epoch)
     isa.block_sync()
 
-    if warp < p.channel_warps:
-        isa.mark(RECEIVING)
-        receive_sums(p, sm * p.channel_warps + warp)
-    else:
-        isa.mark(REDUCING)
-        num_reducers = p.num_warps - p.channel_warps
-        send_sums(p, sm * num_reducers + warp - p.channel_warps, p.num_sms * num_reducers)
 
-    isa.mark(ENDING)
+def end(p: CombineParams) -> None:
+    """Tell the node's ranks that their rows have been read; end the epoch."""
+    sm, warp = isa.sm_id(), isa.warp_id()
+    first_rank = p.rank - p.rank % p.ranks_per_node
     isa.block_sync()
     isa.fence_release()
     for local in range(warp, p.ranks_per_node, p.num_warps):
         isa.add(first_rank + local, p.read, 1)
     if warp == 0:
+        epoch = isa.load_i64(p.combine_epoch_addr + 8 * sm) + 1
         isa.store(p.rank, p.combine_epoch + 8 * sm, epoch)
         if sm == 0:
             isa.wait_ge(p.read, epoch * p.ranks_per_node * p.num_sms)
 
 
-def send_sums(p: CombineParams, reducer: int, num_reducers: int) -> None:
-    """Sum the rows of this warp's streams, a chunk at a time, where there is room."""
-    num_streams = p.num_nodes * p.num_sms * p.channel_warps
-    served = Served(
+def reducer_streams(p: CombineParams) -> Served:
+    """Return the streams of this warp, a reducer."""
+    reducer = isa.sm_id() * p.reduce_warps + isa.warp_id() - p.channel_warps
+    return Served(
         reducer,
-        num_reducers,
-        num_served(num_streams, reducer, num_reducers),
+        p.num_reducers,
+        num_served(p.num_streams, reducer, p.num_reducers),
         p.wanted_addr + 8 * reducer * p.num_streams_per_warp,
         p.places_addr + 4 * reducer * p.num_streams_per_warp,
         p.expected_addr,
@@ -91,50 +106,63 @@ def send_sums(p: CombineParams, reducer: int, num_reducers: int) -> None:
         p.combine_chunk_rows - p.combine_ring_rows,
         p.combine_chunk_rows,
     )
-    num_left = open_streams(served)
+
+
+def send_sums(p: CombineParams) -> None:
+    """Sum the rows of this warp's streams, a chunk at a time, where there is room."""
+    num_left = open_streams(reducer_streams(p))
     turn = 0
     while num_left > 0:
-        chunk = next_chunk(served, p.back_credit, turn)
+        chunk = next_chunk(reducer_streams(p), p.back_credit, turn)
         turn = chunk.which + 1
+        num_left -= chunk.is_last
         send_chunk(p, chunk)
-        num_left -= end_chunk(served, chunk)
 
 
 def send_chunk(p: CombineParams, chunk: Chunk) -> None:
     """Sum a chunk's rows and send the sums to their source."""
     num_channels = p.num_sms * p.channel_warps
     node = p.rank // p.ranks_per_node
-    other = node_at(node, chunk.stream // num_channels, p.num_nodes)
-    channel = chunk.stream % num_channels
+    other, channel = node_of(p, chunk.stream), chunk.stream % num_channels
     theirs = relative(other, node, p.num_nodes) * num_channels + channel
-    source = other * p.ranks_per_node + p.rank % p.ranks_per_node
-    for step in range(chunk.num_rows):
-        place = chunk.stream * p.channel_rows + chunk.place + step
-        kept = p.kept_addr + place * p.kept_bytes
-        ranks, slot = kept + 8, (chunk.at + step) % p.combine_ring_rows
+    kept = p.kept_addr + (chunk.stream * p.channel_rows + chunk.place) * p.kept_bytes
+    for at in range(chunk.at, chunk.at + chunk.num_rows):
+        ranks, slot = kept + 8, at % p.combine_ring_rows
         rows = RowList(isa.load_i32(kept), ranks, ranks + 4 * p.ranks_per_node, p.y, p.y_row_bytes)
         into = p.back + (theirs * p.combine_ring_rows + slot) * p.y_row_bytes
-        if other == node:
-            isa.reduce_rows(p.back_addr + into - p.back, rows)
-        else:
-            staged = p.stage_addr + (chunk.stream * p.combine_ring_rows + slot) * p.y_row_bytes
-            isa.reduce_rows(staged, rows)
-            isa.put_row(source, into, staged, p.y_row_bytes, channel)
-    if other == node:
+        sums = p.stage_addr + (chunk.stream * p.combine_ring_rows + slot) * p.y_row_bytes
+        if is_near(p, chunk.stream):
+            sums = p.back_addr + into - p.back
+        isa.reduce_rows(sums, rows)
+        if not is_near(p, chunk.stream):
+            source = mate_on(p.rank, node_of(p, chunk.stream), p.ranks_per_node)
+            isa.put_row(source, into, sums, p.y_row_bytes, chunk.stream % num_channels)
+        kept += p.kept_bytes
+    tail = p.back_tail + 8 * theirs
+    if is_near(p, chunk.stream):
         isa.fence_release()
-        isa.add(p.rank, p.back_tail + 8 * theirs, p.combine_chunk_rows)
+        isa.add(p.rank, tail, p.combine_chunk_rows)
     else:
-        isa.put_signal(source, p.back_tail + 8 * theirs, p.combine_chunk_rows, channel)
+        source = mate_on(p.rank, node_of(p, chunk.stream), p.ranks_per_node)
+        isa.put_signal(source, tail, p.combine_chunk_rows, chunk.stream % num_channels)
+
+
+def is_near(p: CombineParams, stream: int) -> bool:
+    """Return whether a stream is the own node's, which come last."""
+    return stream >= (p.num_nodes - 1) * p.num_sms * p.channel_warps
+
+
+def node_of(p: CombineParams, stream: int) -> int:
+    """Return the node that a stream's sums go to."""
+    num_channels = p.num_sms * p.channel_warps
+    return node_at(p.rank // p.ranks_per_node, stream // num_channels, p.num_nodes)
 
 
 def receive_sums(p: CombineParams, channel: int) -> None:
     """Sum the nodes' sums of a channel's tokens as they arrive."""
     num_channels = p.num_sms * p.channel_warps
-    node = p.rank // p.ranks_per_node
-    worker = isa.sm_id() * p.num_warps + isa.warp_id()
-    lists = lists_of(p.lists_addr, worker, p.num_topk, p.num_nodes)
     for other in range(p.num_nodes):
-        isa.store_i32(lists.cursor + 4 * other, 0)
+        isa.store_i32(own_lists(p).cursor + 4 * other, 0)
     first = share_begin(p.num_tokens, channel, num_channels)
     last = share_begin(p.num_tokens, channel + 1, num_channels)
     for token in range(first, last):
@@ -145,41 +173,64 @@ def receive_sums(p: CombineParams, channel: int) -> None:
             p.experts_per_rank * p.ranks_per_node,
             p.num_nodes,
         )
+        lists = own_lists(p)
         num_nodes = isa.route(topk, lists.cursor, lists.nodes, lists.places)
-        for index in range(num_nodes):
-            other = isa.load_i32(lists.nodes + 4 * index)
-            place = isa.load_i32(lists.places + 4 * index)
-            stream = relative(node, other, p.num_nodes) * num_channels + channel
-            begin = isa.load_i64(p.summed_addr + 8 * stream)
-            chunk = place // p.combine_chunk_rows + 1
-            isa.wait_ge(p.back_tail + 8 * stream, begin + chunk * p.combine_chunk_rows)
-            slot = stream * p.combine_ring_rows + (begin + place) % p.combine_ring_rows
-            isa.store_i32(lists.rows + 4 * index, slot)
-        rows = RowList(num_nodes, 0, lists.rows, p.back, p.y_row_bytes)
-        isa.reduce_rows(p.out_addr + token * p.y_row_bytes, rows)
-        for index in range(num_nodes):
-            if (isa.load_i32(lists.places + 4 * index) + 1) % p.combine_chunk_rows == 0:
-                give_credit(p, isa.load_i32(lists.nodes + 4 * index), channel)
+        receive_token(p, token, num_nodes)
     for other in range(p.num_nodes):
-        count = isa.load_i32(lists.cursor + 4 * other)
+        count = isa.load_i32(own_lists(p).cursor + 4 * other)
         if count % p.combine_chunk_rows > 0:
-            give_credit(p, other, channel)
-        stream = relative(node, other, p.num_nodes) * num_channels + channel
+            give_credit(p, other)
         num_chunks = (count + p.combine_chunk_rows - 1) // p.combine_chunk_rows
-        begin = isa.load_i64(p.summed_addr + 8 * stream)
-        isa.store_i64(p.summed_addr + 8 * stream, begin + num_chunks * p.combine_chunk_rows)
+        summed = p.summed_addr + 8 * stream_from(p, other)
+        isa.store_i64(summed, isa.load_i64(summed) + num_chunks * p.combine_chunk_rows)
 
 
-def give_credit(p: CombineParams, other: int, channel: int) -> None:
-    """Tell a stream's reducer that a chunk of its ring may be overwritten: it has been read."""
-    num_channels = p.num_sms * p.channel_warps
+def receive_token(p: CombineParams, token: int, num_nodes: int) -> None:
+    """Sum the nodes' sums of a token whose nodes and places are in this warp's lists."""
+    for index in range(num_nodes):
+        lists = own_lists(p)
+        other = isa.load_i32(lists.nodes + 4 * index)
+        place = isa.load_i32(lists.places + 4 * index)
+        stream = stream_from(p, other)
+        begun = isa.load_i64(p.summed_addr + 8 * stream)
+        chunk = place // p.combine_chunk_rows + 1
+        isa.wait_ge(p.back_tail + 8 * stream, begun + chunk * p.combine_chunk_rows)
+        slot = stream * p.combine_ring_rows + (begun + place) % p.combine_ring_rows
+        isa.store_i32(lists.rows + 4 * index, slot)
+    rows = RowList(num_nodes, 0, own_lists(p).rows, p.back, p.y_row_bytes)
+    isa.reduce_rows(p.out_addr + token * p.y_row_bytes, rows)
+    for index in range(num_nodes):
+        lists = own_lists(p)
+        if (isa.load_i32(lists.places + 4 * index) + 1) % p.combine_chunk_rows == 0:
+            give_credit(p, isa.load_i32(lists.nodes + 4 * index))
+
+
+def own_lists(p: CombineParams) -> Lists:
+    """Return this warp's lists."""
+    worker = isa.sm_id() * p.num_warps + isa.warp_id()
+    return lists_of(p.lists_addr, worker, p.num_topk, p.num_nodes)
+
+
+def channel_of(p: CombineParams) -> int:
+    """Return the channel of this warp, a receiver."""
+    return isa.sm_id() * p.channel_warps + isa.warp_id()
+
+
+def stream_from(p: CombineParams, other: int) -> int:
+    """Return the stream of this warp's channel that comes from a node."""
     node = p.rank // p.ranks_per_node
-    theirs = relative(other, node, p.num_nodes) * num_channels + channel
-    flag = p.back_credit + 8 * theirs
-    if other == node:
+    return relative(node, other, p.num_nodes) * p.num_sms * p.channel_warps + channel_of(p)
+
+
+def give_credit(p: CombineParams, other: int) -> None:
+    """Tell a stream's reducer that a chunk of its ring may be overwritten: it has been read."""
+    flag = p.back_credit + 8 * stream_from(p, other)
+    if other == p.rank // p.ranks_per_node:
         # A credit comes after the reads of what it frees, as a signal does by itself.
         isa.fence_release()
         isa.add(p.rank, flag, p.combine_chunk_rows)
     else:
-        reducer = other * p.ranks_per_node + p.rank % p.ranks_per_node
-        isa.put_signal(reducer, flag, p.combine_chunk_rows, num_channels + channel)
+        channel = p.num_sms * p.channel_warps + channel_of(p)
+        isa.put_signal(
+            mate_on(p.rank, other, p.ranks_per_node), flag, p.combine_chunk_rows, channel
+        )

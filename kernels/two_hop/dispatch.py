@@ -51,14 +51,30 @@ COUNTING, EXCHANGING, POSTING, SENDING, FORWARDING, ENDING = range(6)
 
 def dispatch(p: DispatchParams) -> None:
     """Send every token once to each node, and there to each rank that owns one of its experts."""
+    begin(p)
+    if isa.warp_id() < p.channel_warps:
+        isa.mark(POSTING)
+        post_rows(p)
+    elif isa.warp_id() < 2 * p.channel_warps:
+        isa.mark(SENDING)
+        send_near(p)
+    else:
+        isa.mark(FORWARDING)
+        forward_rows(p)
+    isa.mark(ENDING)
+    end(p)
+
+
+def begin(p: DispatchParams) -> None:
+    """Tell and learn where rows go, and that they may go there."""
     sm, warp = isa.sm_id(), isa.warp_id()
     epoch = isa.load(p.dispatch_epoch + 8 * sm) + 1
     fresh = isa.load(p.fresh_epoch + 8 * sm) + 1 - p.cached
-    first_rank = p.rank - p.rank % p.ranks_per_node
 
     isa.mark(COUNTING)
     if sm == 0:
         # Earlier kernels have ended: there is nothing to release.
+        first_rank = p.rank - p.rank % p.ranks_per_node
         for local in range(warp, p.ranks_per_node, p.num_warps):
             isa.add(first_rank + local, p.grant + 8 * (p.rank % p.ranks_per_node), 1)
     if not p.cached:
@@ -80,20 +96,11 @@ def dispatch(p: DispatchParams) -> None:
         learn_places(p, sm, warp, fresh)
         isa.block_sync()
 
-    if warp < p.channel_warps:
-        isa.mark(POSTING)
-        post_rows(p, sm * p.channel_warps + warp)
-    elif warp < 2 * p.channel_warps:
-        isa.mark(SENDING)
-        send_near(p, sm * p.channel_warps + warp - p.channel_warps)
-    else:
-        isa.mark(FORWARDING)
-        num_forwarders = p.num_warps - 2 * p.channel_warps
-        forward_rows(
-            p, sm * num_forwarders + warp - 2 * p.channel_warps, p.num_sms * num_forwarders
-        )
 
-    isa.mark(ENDING)
+def end(p: DispatchParams) -> None:
+    """Tell the node's ranks that their rows have been written; end the epoch."""
+    sm, warp = isa.sm_id(), isa.warp_id()
+    first_rank = p.rank - p.rank % p.ranks_per_node
     if sm == 0 and warp == 0:
         # The counts that were put stay as they are until the NIC has read them.
         isa.put_wait(2 * p.num_sms * p.channel_warps)
@@ -102,6 +109,8 @@ def dispatch(p: DispatchParams) -> None:
     for local in range(warp, p.ranks_per_node, p.num_warps):
         isa.add(first_rank + local, p.done, 1)
     if warp == 0:
+        epoch = isa.load_i64(p.dispatch_epoch_addr + 8 * sm) + 1
+        fresh = isa.load_i64(p.fresh_epoch_addr + 8 * sm) + 1 - p.cached
         isa.store(p.rank, p.dispatch_epoch + 8 * sm, epoch)
         isa.store(p.rank, p.fresh_epoch + 8 * sm, fresh)
         if sm == 0:

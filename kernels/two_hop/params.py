@@ -13,6 +13,9 @@ class DispatchParams(NamedTuple):
     num_sms: int
     num_warps: int
     channel_warps: int
+    forward_warps: int
+    num_forwarders: int
+    num_remote_streams: int
     num_streams_per_warp: int
     num_tokens: int
     num_topk: int
@@ -35,7 +38,9 @@ class DispatchParams(NamedTuple):
     recv_topk_weights: int
     recv_counts_addr: int
     dispatch_epoch: int
+    dispatch_epoch_addr: int
     fresh_epoch: int
+    fresh_epoch_addr: int
     counted: int
     grant: int
     rail_hello: int
@@ -76,6 +81,9 @@ class CombineParams(NamedTuple):
     num_sms: int
     num_warps: int
     channel_warps: int
+    reduce_warps: int
+    num_reducers: int
+    num_streams: int
     num_streams_per_warp: int
     num_tokens: int
     num_topk: int
@@ -89,6 +97,7 @@ class CombineParams(NamedTuple):
     y: int
     out_addr: int
     combine_epoch: int
+    combine_epoch_addr: int
     ready: int
     read: int
     lists_addr: int
@@ -158,3 +167,8 @@ def relative(node: int, other: int, num_nodes: int) -> int:
 def node_at(node: int, index: int, num_nodes: int) -> int:
     """Return the node that `relative` gives the number `index`."""
     return (node + 1 + index) % num_nodes
+
+
+def mate_on(rank: int, node: int, ranks_per_node: int) -> int:
+    """Return the rank of a node that is on the same rail as `rank`."""
+    return node * ranks_per_node + rank % ranks_per_node

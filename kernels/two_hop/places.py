@@ -6,7 +6,7 @@ Flags and buffers as `kernels.two_hop.dispatch` says.
 from kernels import isa
 from kernels.exchange import share_begin
 from kernels.isa import Matrix, TopkRow
-from kernels.two_hop.params import DispatchParams, lists_of, node_at, relative
+from kernels.two_hop.params import DispatchParams, lists_of, mate_on, node_at, relative
 
 
 def topk_row(p: DispatchParams, token: int) -> TopkRow:
@@ -54,38 +54,46 @@ def count_share(p: DispatchParams, sm: int, warp: int) -> None:
 
 def tell_counts(p: DispatchParams, warp: int, fresh: int) -> None:
     """Give every rank this rank's counts, and pass on those of the rail; all warps of block 0."""
-    node, local = p.rank // p.ranks_per_node, p.rank % p.ranks_per_node
-    buffer = (fresh & 1) * p.world_size * p.counts_bytes
-    num_channels = p.num_sms * p.channel_warps
     if warp == 0:
         isa.wait_ge(p.counted, fresh * p.num_sms)
         workers = Matrix(p.worker_counts_addr, p.world_size, p.counts_bytes)
-        isa.sum_rows(workers, num_channels, 0, p.own_counts_addr)
+        isa.sum_rows(workers, p.num_sms * p.channel_warps, 0, p.own_counts_addr)
     isa.block_sync()
-    own = buffer + p.rank * p.counts_bytes
     for index in range(warp, p.num_nodes - 1, p.num_warps):
-        other = node_at(node, index, p.num_nodes)
-        peer = other * p.ranks_per_node + local
-        rows = p.node_counts_addr + other * p.channels_bytes
-        into = p.incoming + ((fresh & 1) * p.num_nodes + node) * p.channels_bytes
-        isa.put_bytes(peer, p.counts + own, p.own_counts_addr, p.counts_bytes, 2 * num_channels)
-        isa.put_bytes(peer, into, rows, p.channels_bytes, 2 * num_channels)
-        isa.put_signal(peer, p.rail_hello + 8 * node, 1, 2 * num_channels)
+        put_counts(p, node_at(p.rank // p.ranks_per_node, index, p.num_nodes), fresh)
     # Ranks of the node take the own counts first, then those of each rail peer as they come.
     for turn in range(warp, p.num_nodes * p.ranks_per_node, p.num_warps):
-        mate = node * p.ranks_per_node + turn % p.ranks_per_node
+        mate = p.rank - p.rank % p.ranks_per_node + turn % p.ranks_per_node
         index = turn // p.ranks_per_node
         source = p.rank
         row = p.own_counts_addr
         if index > 0:
-            other = node_at(node, index - 1, p.num_nodes)
-            source = other * p.ranks_per_node + local
-            row = p.counts_addr + buffer + source * p.counts_bytes
+            other = node_at(p.rank // p.ranks_per_node, index - 1, p.num_nodes)
+            source = mate_on(p.rank, other, p.ranks_per_node)
+            row = p.counts_addr + counts_of(p, fresh, source)
             isa.wait_ge(p.rail_hello + 8 * other, fresh)
         if index == 0 or mate != p.rank:
-            isa.copy_bytes(mate, p.counts + buffer + source * p.counts_bytes, row, p.counts_bytes)
+            isa.copy_bytes(mate, p.counts + counts_of(p, fresh, source), row, p.counts_bytes)
         isa.fence_release()
         isa.add(mate, p.hello + 8 * source, 1)
+
+
+def put_counts(p: DispatchParams, other: int, fresh: int) -> None:
+    """Give this rank's counts, and those of its channels' rows, to its rail's rank on a node."""
+    node, channel = p.rank // p.ranks_per_node, 2 * p.num_sms * p.channel_warps
+    into = p.counts + counts_of(p, fresh, p.rank)
+    isa.put_bytes(
+        mate_on(p.rank, other, p.ranks_per_node), into, p.own_counts_addr, p.counts_bytes, channel
+    )
+    rows = p.node_counts_addr + other * p.channels_bytes
+    into = p.incoming + ((fresh & 1) * p.num_nodes + node) * p.channels_bytes
+    isa.put_bytes(mate_on(p.rank, other, p.ranks_per_node), into, rows, p.channels_bytes, channel)
+    isa.put_signal(mate_on(p.rank, other, p.ranks_per_node), p.rail_hello + 8 * node, 1, channel)
+
+
+def counts_of(p: DispatchParams, fresh: int, source: int) -> int:
+    """Return where a rank's counts of an epoch are, counted from `counts`."""
+    return ((fresh & 1) * p.world_size + source) * p.counts_bytes
 
 
 def learn_places(p: DispatchParams, sm: int, warp: int, fresh: int) -> None:

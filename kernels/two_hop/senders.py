@@ -11,86 +11,101 @@ from kernels.two_hop.params import (
     Sizes,
     Targets,
     lists_of,
+    mate_on,
     node_at,
     relative,
 )
 from kernels.two_hop.places import channel_share, topk_by_node, topk_row
 
 
-def post_rows(p: DispatchParams, channel: int) -> None:
-    """Put a channel's tokens once to each other node that wants them."""
-    node = p.rank // p.ranks_per_node
-    num_channels = p.num_sms * p.channel_warps
-    worker = isa.sm_id() * p.num_warps + isa.warp_id()
-    lists = lists_of(p.lists_addr, worker, p.num_topk, p.num_nodes)
-    cursor = p.cursors_addr + channel * p.counts_bytes
+def post_rows(p: DispatchParams) -> None:
+    """Put the tokens of this warp's channel once to each other node that wants them."""
     for other in range(p.num_nodes):
-        isa.store_i32(lists.cursor + 4 * other, 0)
-    first, last = channel_share(p, channel)
+        isa.store_i32(own_lists(p).cursor + 4 * other, 0)
+    first, last = channel_share(p, own_channel(p))
     for token in range(first, last):
-        topk = topk_row(p, token)
-        num_ranks = 0
-        if not p.cached:
-            num_ranks = isa.route(topk, cursor, lists.ranks, lists.rows)
-        by_node = topk_by_node(topk, p.ranks_per_node)
-        num_nodes = isa.route(by_node, lists.cursor, lists.nodes, lists.places)
-        for step in range(num_nodes):
-            # Nodes and tokens start at different nodes, so that no NIC is everybody's first.
-            index = (step + node + token) % num_nodes
-            other = isa.load_i32(lists.nodes + 4 * index)
-            if other != node:
-                place = isa.load_i32(lists.places + 4 * index)
-                if not p.cached:
-                    record = record_addr(p, other, channel, place)
-                    write_places(p, record, other, lists, num_ranks)
-                    write_ids(p, record, topk)
-                isa.store_i32(pending_addr(p, other, channel, place), token)
-                if (place + 1) % p.chunk_rows == 0:
-                    post_chunk(p, other, channel, place + 1 - p.chunk_rows, place + 1)
+        post_token(p, token)
     for index in range(p.num_nodes - 1):
-        other = node_at(node, index, p.num_nodes)
-        count = isa.load_i32(lists.cursor + 4 * other)
-        if count % p.chunk_rows > 0:
-            post_chunk(p, other, channel, count // p.chunk_rows * p.chunk_rows, count)
-        sent = p.sent_addr + 8 * (other * num_channels + channel)
-        rounded = (count + p.chunk_rows - 1) // p.chunk_rows * p.chunk_rows
-        isa.store_i64(sent, isa.load_i64(sent) + rounded)
-    isa.put_wait(channel)
+        other = node_at(p.rank // p.ranks_per_node, index, p.num_nodes)
+        count = isa.load_i32(own_lists(p).cursor + 4 * other)
+        num_posted = count // p.chunk_rows * p.chunk_rows
+        if num_posted < count:
+            post_chunk(p, other, num_posted, count)
+            num_posted += p.chunk_rows
+        sent = p.sent_addr + 8 * (other * p.num_sms * p.channel_warps + own_channel(p))
+        isa.store_i64(sent, isa.load_i64(sent) + num_posted)
+    isa.put_wait(own_channel(p))
 
 
-def post_chunk(p: DispatchParams, other: int, channel: int, begin: int, end: int) -> None:
+def post_token(p: DispatchParams, token: int) -> None:
+    """Note a token for each other node that wants it, and put the chunks that it fills."""
+    topk, lists = topk_row(p, token), own_lists(p)
+    num_ranks = 0
+    if not p.cached:
+        cursor = p.cursors_addr + own_channel(p) * p.counts_bytes
+        num_ranks = isa.route(topk, cursor, lists.ranks, lists.rows)
+    by_node = topk_by_node(topk, p.ranks_per_node)
+    num_nodes = isa.route(by_node, lists.cursor, lists.nodes, lists.places)
+    for step in range(num_nodes):
+        # Nodes and tokens start at different nodes, so that no NIC is everybody's first.
+        index = (step + p.rank // p.ranks_per_node + token) % num_nodes
+        other = isa.load_i32(own_lists(p).nodes + 4 * index)
+        if other != p.rank // p.ranks_per_node:
+            place = isa.load_i32(own_lists(p).places + 4 * index)
+            if not p.cached:
+                record = record_addr(p, other, place)
+                write_places(p, record, other, own_lists(p), num_ranks)
+                write_ids(p, record, topk_row(p, token))
+            isa.store_i32(pending_addr(p, other, place), token)
+            if (place + 1) % p.chunk_rows == 0:
+                post_chunk(p, other, place + 1 - p.chunk_rows, place + 1)
+
+
+def post_chunk(p: DispatchParams, other: int, begin: int, end: int) -> None:
     """Put a chunk's rows into its stream's ring, then their records, and signal it.
 
     The rows of a chunk are one request: a NIC sends in order, and a chunk whose last row waits
     behind those of other channels would leave the forwarders idle.
     """
+    channel = own_channel(p)
     num_channels = p.num_sms * p.channel_warps
     node = p.rank // p.ranks_per_node
     at = isa.load_i64(p.sent_addr + 8 * (other * num_channels + channel)) + begin
     mine = relative(node, other, p.num_nodes) * num_channels + channel
     isa.wait_ge(p.credit + 8 * mine, at + p.chunk_rows - p.ring_rows)
-    peer = other * p.ranks_per_node + p.rank % p.ranks_per_node
+    peer = mate_on(p.rank, other, p.ranks_per_node)
     theirs = relative(other, node, p.num_nodes) * num_channels + channel
     slot = theirs * p.ring_rows + at % p.ring_rows
-    tokens = pending_addr(p, other, channel, begin)
+    tokens = pending_addr(p, other, begin)
     rows = RowList(end - begin, 0, tokens, p.x, p.x_row_bytes)
     isa.put_rows(peer, p.ring + slot * p.x_row_bytes, rows, channel)
-    source = record_addr(p, other, channel, begin)
+    source = record_addr(p, other, begin)
     num_bytes = (end - begin) * p.record_bytes
     isa.put_bytes(peer, p.ring_records + slot * p.record_bytes, source, num_bytes, channel)
     isa.put_signal(peer, p.tail + 8 * theirs, p.chunk_rows, channel)
 
 
-def pending_addr(p: DispatchParams, other: int, channel: int, place: int) -> int:
+def own_channel(p: DispatchParams) -> int:
+    """Return the channel of this warp, a poster or a near warp."""
+    return isa.sm_id() * p.channel_warps + isa.warp_id() % p.channel_warps
+
+
+def own_lists(p: DispatchParams) -> Lists:
+    """Return this warp's lists."""
+    worker = isa.sm_id() * p.num_warps + isa.warp_id()
+    return lists_of(p.lists_addr, worker, p.num_topk, p.num_nodes)
+
+
+def pending_addr(p: DispatchParams, other: int, place: int) -> int:
     """Return where the token of a place waits for its chunk to be full."""
-    stream = other * p.num_sms * p.channel_warps + channel
+    stream = other * p.num_sms * p.channel_warps + own_channel(p)
     return p.pending_addr + 4 * (stream * p.chunk_rows + place % p.chunk_rows)
 
 
-def record_addr(p: DispatchParams, other: int, channel: int, place: int) -> int:
+def record_addr(p: DispatchParams, other: int, place: int) -> int:
     """Return where a record waits to be put; it stays for cached dispatches."""
     num_channels = p.num_sms * p.channel_warps
-    row = (other * num_channels + channel) * p.channel_rows + place
+    row = (other * num_channels + own_channel(p)) * p.channel_rows + place
     return p.records_addr + row * p.record_bytes
 
 
@@ -117,37 +132,40 @@ def write_ids(p: Sizes, record: int, topk: TopkRow) -> None:
     isa.localize_topk(0, ids, ids + 4 * p.num_topk, whole)
 
 
-def send_near(p: DispatchParams, channel: int) -> None:
-    """Write the rows of a channel's tokens on the own node into their final places."""
-    node = p.rank // p.ranks_per_node
-    num_channels = p.num_sms * p.channel_warps
-    stream = relative(node, node, p.num_nodes) * num_channels + channel
+def send_near(p: DispatchParams) -> None:
+    """Write the rows of the channel's tokens on the own node into their final places."""
+    node, channel = p.rank // p.ranks_per_node, own_channel(p)
+    stream = relative(node, node, p.num_nodes) * p.num_sms * p.channel_warps + channel
     kept = p.kept_addr + stream * p.channel_rows * p.kept_bytes
     if p.cached:
         num_kept = isa.load_i32(p.expected_addr + 4 * stream)
-        for place in range(num_kept):
-            at = kept + place * p.kept_bytes
-            token = isa.load_i32(at + 4)
-            write_rows(p, at, topk_row(p, token), p.x_addr + token * p.x_row_bytes)
+        for _ in range(num_kept):
+            token = isa.load_i32(kept + 4)
+            write_rows(p, kept, topk_row(p, token), p.x_addr + token * p.x_row_bytes)
+            kept += p.kept_bytes
         return
-    worker = isa.sm_id() * p.num_warps + isa.warp_id()
-    lists = lists_of(p.lists_addr, worker, p.num_topk, p.num_nodes)
-    cursor = p.cursors_addr + (num_channels + channel) * p.counts_bytes
     first, last = channel_share(p, channel)
     for token in range(first, last):
-        topk = topk_row(p, token)
-        num_ranks = isa.route(topk, cursor, lists.ranks, lists.rows)
-        count = 0
-        for index in range(num_ranks):
-            rank = isa.load_i32(lists.ranks + 4 * index)
-            if rank // p.ranks_per_node == node:
-                keep_row(p, kept, count, rank, isa.load_i32(lists.rows + 4 * index))
-                count += 1
+        count = keep_rows(p, kept, token)
         if count > 0:
             isa.store_i32(kept, count)
             isa.store_i32(kept + 4, token)
-            write_rows(p, kept, topk, p.x_addr + token * p.x_row_bytes)
+            write_rows(p, kept, topk_row(p, token), p.x_addr + token * p.x_row_bytes)
             kept += p.kept_bytes
+
+
+def keep_rows(p: DispatchParams, kept: int, token: int) -> int:
+    """Keep where a token's rows on the own node go; return their number."""
+    lists = own_lists(p)
+    cursor = p.cursors_addr + (p.num_sms * p.channel_warps + own_channel(p)) * p.counts_bytes
+    num_ranks = isa.route(topk_row(p, token), cursor, lists.ranks, lists.rows)
+    count = 0
+    for index in range(num_ranks):
+        rank = isa.load_i32(lists.ranks + 4 * index)
+        if rank // p.ranks_per_node == p.rank // p.ranks_per_node:
+            keep_row(p, kept, count, rank, isa.load_i32(lists.rows + 4 * index))
+            count += 1
+    return count
 
 
 def keep_row(p: Sizes, kept: int, index: int, rank: int, row: int) -> None:
@@ -162,9 +180,8 @@ def write_rows(p: Targets, kept: int, topk: TopkRow, x_addr: int) -> None:
     The row must stay as it is until a release by this warp has returned.
     """
     count = isa.load_i32(kept)
-    start = p.rank + isa.warp_id()
     for step in range(count):
-        index = (step + start) % count
+        index = (step + p.rank + isa.warp_id()) % count
         rank = isa.load_i32(kept + 8 + 4 * index)
         row = isa.load_i32(kept + 8 + 4 * (p.ranks_per_node + index))
         at = 4 * p.num_topk * row

@@ -47,7 +47,7 @@ class Chunk(NamedTuple):
         place: of the first row, in this epoch.
         at: of the first row, in all epochs.
         num_rows: rows.
-        total: rows of the stream in this epoch.
+        is_last: 1 for the stream's last of this epoch, else 0.
     """
 
     which: int
@@ -55,7 +55,7 @@ class Chunk(NamedTuple):
     place: int
     at: int
     num_rows: int
-    total: int
+    is_last: int
 
 
 def num_served(total: int, worker: int, num_workers: int) -> int:
@@ -78,9 +78,12 @@ def open_streams(served: Served) -> int:
 
 
 def next_chunk(served: Served, words: int, turn: int) -> Chunk:
-    """Wait until a chunk of any stream may be served; begin to look at the warp's stream `turn`.
+    """Wait until a chunk of any stream may be served, and go on to the chunk after it.
 
-    `words` is the offset of the word of stream 0 of all.
+    Args:
+        served: the warp's streams.
+        words: offset of the word of stream 0 of all.
+        turn: which of the warp's streams to look at first.
     """
     words += 8 * served.first
     index = isa.wait_any(words, 8 * served.stride, served.wanted, served.num_streams, turn)
@@ -88,17 +91,14 @@ def next_chunk(served: Served, words: int, turn: int) -> Chunk:
     at = isa.load_i64(served.wanted + 8 * index) - served.ahead
     place = isa.load_i32(served.places + 4 * index)
     total = isa.load_i32(served.expected + 4 * stream)
-    return Chunk(index, stream, place, at, min(served.chunk_rows, total - place), total)
-
-
-def end_chunk(served: Served, chunk: Chunk) -> int:
-    """Go on to the stream's next chunk; return 1 where that was the last of this epoch."""
-    end = chunk.at + served.chunk_rows
-    place = chunk.place + chunk.num_rows
-    isa.store_i32(served.places + 4 * chunk.which, place)
-    if place < chunk.total:
-        isa.store_i64(served.wanted + 8 * chunk.which, end + served.ahead)
-        return 0
-    isa.store_i64(served.wanted + 8 * chunk.which, NEVER)
-    isa.store_i64(served.begun + 8 * chunk.stream, end)
-    return 1
+    num_rows = min(served.chunk_rows, total - place)
+    end = at + served.chunk_rows
+    is_last = 1
+    if place + num_rows < total:
+        is_last = 0
+        isa.store_i32(served.places + 4 * index, place + num_rows)
+        isa.store_i64(served.wanted + 8 * index, end + served.ahead)
+    else:
+        isa.store_i64(served.wanted + 8 * index, NEVER)
+        isa.store_i64(served.begun + 8 * stream, end)
+    return Chunk(index, stream, place, at, num_rows, is_last)
