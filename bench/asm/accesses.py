@@ -44,6 +44,8 @@ class Accesses:
         widths: kind of access to bits of a lane to instructions.
         share_128: share of those of 128 bits and more among loads and stores of global memory that
             order nothing; None where there are none.
+        num_read_only: loads of global memory through the read-only path, which need not see what
+            others write while the kernel runs.
         fences: instructions that order accesses, by opcode: `MEMBAR.SC.SYS`, `CCTL.IVALL`, ...
         strong: accesses that others see at once, as flags need: `LDG.STRONG.SYS`, ...
         bulk: instructions of the bulk copy engine, by opcode.
@@ -53,6 +55,7 @@ class Accesses:
 
     widths: dict[str, dict[int, int]]
     share_128: float | None
+    num_read_only: int
     fences: dict[str, int]
     strong: dict[str, int]
     bulk: dict[str, int]
@@ -72,6 +75,9 @@ def count_accesses(code: Iterable[Instruction]) -> Accesses:
     return Accesses(
         widths=widths,
         share_128=sum(bits >= ROW_BITS for bits in rows) / len(rows) if rows else None,
+        num_read_only=sum(
+            each.name in GLOBAL_LOADS and "CONSTANT" in each.modifiers for each in code
+        ),
         fences=_counts(each.opcode for each in code if each.name in _FENCES),
         strong=_counts(
             f"{each.name}.STRONG.{_scope(each)}" for each in code if "STRONG" in each.modifiers

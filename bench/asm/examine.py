@@ -156,6 +156,7 @@ def report_of(target: Target, cubin: Cubin, fabric: Fabric | None) -> KernelRepo
             for kind, found in counted.widths.items()
         },
         share_128=counted.share_128,
+        num_read_only=counted.num_read_only,
         fences=counted.fences,
         strong=counted.strong,
         bulk=counted.bulk,

@@ -57,6 +57,8 @@ class KernelReport(msgspec.Struct, frozen=True, kw_only=True):
         widths: accesses by kind and bits of a lane: `{"LDG": {"128": 16}}`.
         share_128: share of 128 bits and more among loads and stores of global memory that are not
             flags; None where there are none.
+        num_read_only: loads through the read-only path (`.nc`), which need not see what others
+            write while the kernel runs.
         fences: instructions that order memory, by opcode.
         strong: accesses that others see at once, by opcode and scope.
         bulk: instructions of the bulk copy engine, by opcode.
@@ -90,6 +92,7 @@ class KernelReport(msgspec.Struct, frozen=True, kw_only=True):
     num_instructions: int
     widths: dict[str, dict[str, int]]
     share_128: float | None
+    num_read_only: int
     fences: dict[str, int]
     strong: dict[str, int]
     bulk: dict[str, int]
