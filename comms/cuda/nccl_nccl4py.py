@@ -164,7 +164,9 @@ class Nccl4pyLink:
 
     def abort(self) -> None:
         """End all work that goes on, and the communicator."""
-        self._made.abort()
+        # nccl4py's own would first unmap the windows, which kernels still use; NCCL does so when
+        # what is on its streams has ended.
+        self._calls.comm_abort(self._comm)
 
     def close(self) -> None:
         """Free the communicator."""
