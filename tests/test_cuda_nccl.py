@@ -170,14 +170,13 @@ def test_a_variable_that_overrides_budgets(
     assert _run(2, lambda _, communicators: bool(communicators.of(None))) == [True, True]
 
 
-def test_without_nccl4py_both_packages_are_named(
+def test_without_nccl4py_its_remedy_is_told(
     machine: FakeMachine, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remove(monkeypatch, "nccl")
     sentence = _one_sentence(_run(2, lambda *_: None), RuntimeFailure)
     assert sentence.startswith(
-        "NCCL cannot be loaded by nccl4py (CuPy's own binding is --nccl cupy): nccl4py is not "
-        "installed: pip install"
+        "NCCL cannot be loaded by nccl4py: nccl4py is not installed: pip install"
     )
 
 

@@ -51,9 +51,7 @@ class CupyNccl:
 
     def allocate(self, num_bytes: int) -> int:
         """Refuse."""
-        raise UsageError(
-            "CuPy's binding of NCCL makes no windows: use nccl4py (--nccl nccl4py), or --memory ipc"
-        )
+        raise UsageError("CuPy's binding of NCCL makes no windows: use nccl4py, or --memory ipc")
 
     def free(self, address: int) -> None:
         """Nothing was allocated."""

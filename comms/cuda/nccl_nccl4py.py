@@ -37,7 +37,7 @@ class Nccl4py:
         Raises:
             RuntimeFailure: one is missing, or the package is another than known.
         """
-        with explained("NCCL cannot be loaded by nccl4py (CuPy's own binding is --nccl cupy)"):
+        with explained("NCCL cannot be loaded by nccl4py"):
             import nccl.bindings.nccl as calls
             import nccl.core as core
 
