@@ -102,6 +102,9 @@ class FakeMachine:
             raise CUDARuntimeError(35)
         if (name, rank) in self.faults:
             raise CUDARuntimeError(self.faults[name, rank])
+        if status := this_process().state.get("sticky", 0):
+            # A kernel has failed: from now on every call says so.
+            raise CUDARuntimeError(status)
 
     def left(self) -> list[Block]:
         """Return allocations that nobody has freed."""

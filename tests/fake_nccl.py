@@ -56,6 +56,12 @@ class FakeCalls(ModuleType):
     def mem_free(self, ptr: int) -> None:
         self._nccl.machine.release(ptr, is_owner=True)
 
+    def comm_abort(self, comm: FakeLink) -> None:
+        # NCCL itself unmaps the windows that are left, when its kernels have ended.
+        self._nccl.ended.append(("abort", comm.rank))
+        for window in list(comm.open):
+            window.close()
+
     def _send(self, sendbuff, count, datatype, peer, comm, stream) -> None:  # noqa: ANN001
         comm.send(sendbuff, count, peer)
 
@@ -87,6 +93,7 @@ class FakeWindow:
         self._nccl, self._link = nccl, link
         self.is_valid = link.rank not in nccl.no_window
         self._mapped: dict[int, int] = {}
+        link.open.append(self)
 
     def get_peer_device_pointer(self, peer: int, offset: int = 0) -> int | None:
         if (self._link.rank, peer) in self._nccl.unreachable:
@@ -99,6 +106,10 @@ class FakeWindow:
         return self._mapped[peer] + offset
 
     def close(self) -> None:
+        if self not in self._link.open:
+            return
+        self._link.open.remove(self)
+        self._nccl.ended.append(("unmap", self._link.rank))
         for address in self._mapped.values():
             self._nccl.machine.release(address, is_owner=False)
 
@@ -162,9 +173,15 @@ class Communicator:
         return "socket closed"
 
     def abort(self) -> None:
-        self.nccl.ended.append(("abort", self.link.rank))
+        self.close_all_resources()
+        self.calls.comm_abort(self.link)
+
+    def close_all_resources(self) -> None:
+        for window in list(self.link.open):
+            window.close()
 
     def destroy(self) -> None:
+        self.close_all_resources()
         self.link.shared.meeting.exchange(self.link.rank, None)
         self.nccl.ended.append(("destroy", self.link.rank))
 

@@ -72,6 +72,8 @@ class FakeLink:
     def __init__(self, nccl: FakeNccl, shared: Shared, size: int, rank: int) -> None:
         self.nccl, self.shared, self.size, self.rank = nccl, shared, size, rank
         self.handle = id(self)
+        #: Windows that are registered.
+        self.open: list[Any] = []
 
     def send(self, address: int, num_bytes: int, peer: int) -> None:
         """Post bytes to a peer."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 from fake_cuda import CUDARuntimeError, FakeRuntime
@@ -133,8 +134,9 @@ class _Runtime:
         self._later("memset", "memsetAsync", stream, (ptr, value, size, stream))
 
     def streamQuery(self, stream: int) -> int:
+        # CuPy returns what this call says, whatever that is.
         if _capture(stream) is not None:
-            raise CUDARuntimeError(900)
+            return 900
         if status := this_process().state.get("sticky", 0):
             return int(status)
         done = _advance(stream)
@@ -208,7 +210,8 @@ class _Event:
     ) -> None:
         self.ptr = id(self)
         self.time_ns: int | None = None
-        this_process().state.setdefault("events", {})[self.ptr] = self
+        events: Any = this_process().state.setdefault("events", WeakValueDictionary())
+        events[self.ptr] = self
 
     def record(self, stream: FakeStream | None = None) -> None:
         assert stream is not None

@@ -443,6 +443,24 @@ def test_a_kernel_that_fails_before_mpi_is_called(monkeypatch: pytest.MonkeyPatc
         mpi_collectives(comm, STREAM).exchange_equal([], 1)
 
 
+@pytest.mark.parametrize("status", [0, 719])
+def test_mpi_gives_back_what_the_host_kept(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    machine = FakeMachine()
+    install_cuda(monkeypatch, machine)
+    comm: Any = None
+    library = mpi_collectives(comm, STREAM)
+    table = np.zeros(4, np.int32).view(_CardArray)
+    library.write(table, np.array([1], np.int32))
+    library.fetch([table])
+    library.fetched()
+    if status:
+        # After a kernel has failed nothing can be freed.
+        machine.faults = {(call, 0): status for call in ("freeHost", "eventDestroy")}
+    library.close()
+    assert len(machine.left()) == (2 if status else 0)
+    assert machine.calls[-1] == ("eventDestroy", 0)
+
+
 class _CardArray(np.ndarray[Any, Any]):
     @property
     def data(self) -> Any:  # noqa: ANN401

@@ -1,5 +1,8 @@
 """Device cuda on fake GPUs: what it launches in what order, and how cases fail."""
 
+import gc
+import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -201,6 +204,29 @@ def test_a_graph_is_captured_once_and_replayed(gpu: FakeGpu) -> None:
     assert queued.count(MEET) == 3
     assert done.count(MEET) == 3 * (1 + QUICK.num_warmup + QUICK.num_iters)
     assert all(case.phases_us for case in cases)
+
+
+def test_streams_graphs_and_events_go_when_the_device_is_closed(gpu: FakeGpu) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    def watched(kind: type) -> type:
+        class Watched(kind):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+                super().__init__(*args, **kwargs)
+                kept.append(weakref.ref(self))
+
+        return Watched
+
+    cuda = sys.modules["cupy.cuda"]
+    for name in ("Stream", "Event"):
+        setattr(cuda, name, watched(getattr(cuda, name)))
+    gc.disable()
+    try:
+        assert outcome(run_on_one_card(msgspec.structs.replace(QUICK, graph=True))) == PASSED
+        assert kept
+        assert [one() for one in kept if one() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_a_capture_that_fails_is_told(gpu: FakeGpu) -> None:

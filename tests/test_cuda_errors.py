@@ -131,6 +131,8 @@ def test_what_is_not_of_a_gpu_package_stays_as_it_is() -> None:
 
 def test_which_errors_leave_a_process_without_its_gpu() -> None:
     assert is_fatal(fake_gpus.CUDARuntimeError(719))
+    # NVLink's errors of memory of a peer, as CUDA 13 contains them.
+    assert is_fatal(fake_gpus.CUDARuntimeError(226))
     assert not is_fatal(fake_gpus.CUDARuntimeError(2))
     assert not is_fatal(ValueError())
 

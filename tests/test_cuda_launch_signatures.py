@@ -11,6 +11,7 @@ import pytest
 from test_cuda_signatures import _names
 
 from comms.cuda.clocks import _SLOWING
+from comms.cuda.links import _NVLINKS
 
 
 def _told(member: Any) -> list[str]:  # noqa: ANN401
@@ -97,6 +98,19 @@ def test_clocks_of_nvml() -> None:
         found = list(inspect.signature(call).parameters)
         # NVML wraps calls that take text.
         assert found in (parameters, ["args", "kwargs"]), name
+
+
+def test_versions_of_nvlink() -> None:
+    pynvml = pytest.importorskip("pynvml")
+    known = re.compile(r"NVML_NVLINK_VERSION_(\d)_(\d)")
+    matches = {
+        number: known.fullmatch(name)
+        for name, number in vars(pynvml).items()
+        if "NVLINK_VERSION_" in name
+    }
+    found = {number: f"{match[1]}.{match[2]}" for number, match in matches.items() if match}
+    assert found
+    assert found.items() <= _NVLINKS.items()
 
 
 def test_properties_of_a_card_that_are_asked_for() -> None:

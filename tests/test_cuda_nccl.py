@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import install_cuda, remove
+from fake_cupy_nccl import NcclError
 from fake_gpus import FakeMachine
 from fake_nccl import install_nccl
 from fake_nccl_world import FakeNccl
@@ -169,14 +170,13 @@ def test_a_variable_that_overrides_budgets(
     assert _run(2, lambda _, communicators: bool(communicators.of(None))) == [True, True]
 
 
-def test_without_nccl4py_both_packages_are_named(
+def test_without_nccl4py_its_remedy_is_told(
     machine: FakeMachine, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remove(monkeypatch, "nccl")
     sentence = _one_sentence(_run(2, lambda *_: None), RuntimeFailure)
     assert sentence.startswith(
-        "NCCL cannot be loaded by nccl4py (CuPy's own binding is --nccl cupy): nccl4py is not "
-        "installed: pip install"
+        "NCCL cannot be loaded by nccl4py: nccl4py is not installed: pip install"
     )
 
 
@@ -291,6 +291,23 @@ def test_an_error_in_the_background_as_cupy_says(machine: FakeMachine, nccl: Fak
     assert "another rank has failed" in str(error)
 
 
+def test_a_message_that_cupy_refuses_ends_its_group(
+    machine: FakeMachine, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise NcclError(4)
+
+    def work(_: Ranks, communicators: Communicators) -> int:
+        communicator = communicators.of(None)
+        binding = sys.modules["cupy.cuda.nccl"]
+        monkeypatch.setattr(binding.NcclCommunicator, "send", refuse)
+        with pytest.raises(NcclError):
+            communicator.alltoall(0, 0, 8, STREAM)
+        return int(this_process().state["depth"])
+
+    assert _run(1, work, binding="cupy") == [0]
+
+
 def test_a_kernel_that_fails(machine: FakeMachine, nccl: FakeNccl) -> None:
     def work(_: Ranks, communicators: Communicators) -> None:
         communicators.of(None)
@@ -306,8 +323,8 @@ def test_an_abort_that_does_not_end(
     machine: FakeMachine, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("comms.cuda.nccl._ABORT_LIMIT_S", 0.2)
-    core = sys.modules["nccl.core"]
-    monkeypatch.setattr(core.Communicator, "abort", lambda _: time.sleep(600))
+    calls = sys.modules["nccl.bindings.nccl"]
+    monkeypatch.setattr(calls, "comm_abort", lambda _: time.sleep(600))
 
     def work(_: Ranks, communicators: Communicators) -> None:
         communicators.of(None)

@@ -77,7 +77,7 @@ def test_calls_of_nccl4py() -> None:
     for name, known in KNOWN.items():
         assert (getattr(calls, name).__doc__ or "").partition("\n")[0] == known
     fake = FakeCalls(FakeNccl(FakeMachine()))
-    for name in ("get_version", "mem_alloc", "mem_free"):
+    for name in ("get_version", "mem_alloc", "mem_free", "comm_abort"):
         assert _names(getattr(fake, name)) == _names(getattr(calls, name))
     for name in KNOWN:
         # What a fake call does is behind its documented wrapper.

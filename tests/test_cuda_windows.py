@@ -278,7 +278,7 @@ def test_cupys_binding_makes_no_windows(machine: FakeMachine, nccl: FakeNccl) ->
             communicators.close()
 
     sentence = _one_sentence(run_ranks(2, _with_cards(work)))
-    assert "use nccl4py (--nccl nccl4py), or --memory ipc" in sentence
+    assert "use nccl4py, or --memory ipc" in sentence
 
 
 @pytest.mark.parametrize("aborting", [(0, 1), (1,)])
@@ -295,6 +295,18 @@ def test_windows_after_an_abort_are_left_to_the_process(
     assert run_ranks(2, _with_cards(work)) == [None, None]
 
 
+def test_an_abort_ends_nccl_before_windows_are_unmapped(
+    machine: FakeMachine, nccl: FakeNccl
+) -> None:
+    def work(ranks: Ranks) -> None:
+        communicators = Communicators(ranks, limit_s=0.3)
+        NcclWindows(LAYOUT, ranks, communicators)
+        communicators.abort()
+
+    assert run_ranks(1, _with_cards(work)) == [None]
+    assert nccl.ended == [("abort", 0), ("unmap", 0)]
+
+
 def test_a_registration_that_does_not_end(
     machine: FakeMachine, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,11 +317,17 @@ def test_a_registration_that_does_not_end(
 
     monkeypatch.setattr(sys.modules["nccl.core"].Communicator, "register_window", hang)
 
+    made: list[Communicators] = []
+
     def work(ranks: Ranks) -> None:
-        NcclWindows(LAYOUT, ranks, Communicators(ranks, limit_s=0.3))
+        made.append(Communicators(ranks, limit_s=0.3))
+        NcclWindows(LAYOUT, ranks, made[-1])
 
     found = run_ranks(2, _with_cards(work))
     assert all(isinstance(error, TimeoutFailure) for error in found)
+    # Memory stays: the registration still has it. Nobody uses the communicators again.
+    assert [block.is_owner for block in machine.left()] == [True, True]
+    assert all(communicators.is_aborted for communicators in made)
     assert "the registration of rank 0's window has not ended within 0.3 s" in _one_sentence(found)
 
 

@@ -16,6 +16,7 @@ from bench.doctor import cuda as doctor_cuda
 from bench.doctor.cuda import tell_cards
 from bench.doctor.ranks import Row
 from bench.pages.doctor import Page
+from comms.cuda import toolchain
 from comms.cuda.nics import Nic
 
 
@@ -26,6 +27,8 @@ class NVMLError(Exception):
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """Two GPUs."""
+    # Compilers are looked for once, and never behind the fakes.
+    toolchain.versions()
     machine = FakeMachine(cards=[FakeCard(0), FakeCard(1)])
     install_cuda(monkeypatch, machine)
     nvml = ModuleType("pynvml")
@@ -37,7 +40,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
         nvmlInit=lambda: None,
         nvmlSystemGetDriverVersion=lambda: "580.65.06",
         nvmlDeviceGetHandleByPciBusId=lambda pciBusId: pciBusId,
-        nvmlDeviceGetNvLinkVersion=lambda device, link: 4,
+        nvmlDeviceGetNvLinkVersion=lambda device, link: 6,
         nvmlDeviceGetCurrPcieLinkGeneration=lambda handle: 5,
         nvmlDeviceGetCurrPcieLinkWidth=lambda handle: 16,
     )
@@ -86,7 +89,7 @@ def test_all_is_there(
     first, second = found["GPUs"].splitlines()
     assert first == (
         f"ok: 0 is NVIDIA H800, sm_90, 132 SMs, 1 GB, 0000:1b:00.0, {machine.cards[0].uuid}, "
-        "8 NVLinks of version 4, PCIe 5 x16 now"
+        "8 NVLinks of version 4.0, PCIe 5 x16 now"
     )
     assert second.startswith("ok: 1 is")
     assert found["peers"] == "ok: all 2 GPUs address each other's memory\n"

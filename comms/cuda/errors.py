@@ -26,7 +26,7 @@ _PACKAGES = {
 _OUT_OF_MEMORY = 2
 _OLD_DRIVER = 35
 #: After these a process can do nothing more with its GPU, not even free memory.
-_FATAL = {214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 719}
+_FATAL = {214, 220, 226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721}
 #: What a status of CUDA means here, and the remedy; the runtime and the driver use the same ones.
 _STATUSES = {
     46: "the GPU is busy or in exclusive mode: end what else uses it (nvidia-smi shows it)",

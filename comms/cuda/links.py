@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from comms.cuda.cards import Card
 from comms.errors import RuntimeFailure
 
+#: NVLink's versions by NVML's numbers of them.
+_NVLINKS = {1: "1.0", 2: "2.0", 3: "2.2", 4: "3.0", 5: "3.1", 6: "4.0", 7: "5.0", 8: "6.0"}
+
 
 @dataclass(frozen=True, slots=True)
 class Links:
@@ -14,13 +17,13 @@ class Links:
 
     Attributes:
         num_nvlinks: NVLinks that are up.
-        nvlink_version: their version, 0 where there are none.
+        nvlink_version: their version, for example `4.0`, empty where there are none.
         pcie_generation: of the link as it is trained now, which may be slower when idle.
         pcie_lanes: likewise.
     """
 
     num_nvlinks: int
-    nvlink_version: int
+    nvlink_version: str
     pcie_generation: int
     pcie_lanes: int
 
@@ -51,7 +54,7 @@ def links_of(card: Card) -> Links:
         up = [link for link in range(pynvml.NVML_NVLINK_MAX_LINKS) if _is_up(handle, link)]
         return Links(
             num_nvlinks=len(up),
-            nvlink_version=int(pynvml.nvmlDeviceGetNvLinkVersion(handle, up[0])) if up else 0,
+            nvlink_version=_version(handle, up[0]) if up else "",
             pcie_generation=int(pynvml.nvmlDeviceGetCurrPcieLinkGeneration(handle)),
             pcie_lanes=int(pynvml.nvmlDeviceGetCurrPcieLinkWidth(handle)),
         )
@@ -73,6 +76,13 @@ def import_and_begin() -> None:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise RuntimeFailure(f"NVML cannot start ({error}): install the driver") from error
+
+
+def _version(handle: object, link: int) -> str:
+    import pynvml
+
+    number = int(pynvml.nvmlDeviceGetNvLinkVersion(handle, link))
+    return _NVLINKS.get(number, f"number {number} of NVML")
 
 
 def _is_up(handle: object, link: int) -> bool:

@@ -195,8 +195,8 @@ class Communicators:
             raise UsageError(f"NCCL takes 1 to {MAX_CTAS} CTAs, not {budget}: use fewer SMs")
         if why := self.library.refuses(budget):
             raise UsageError(
-                f"{why}, so that it cannot keep to {words_of(budget)}: use nccl4py (--nccl "
-                "nccl4py), or the library's default"
+                f"{why}, so that it cannot keep to {words_of(budget)}: use nccl4py, or the "
+                "library's default"
             )
 
     def _name(self) -> bytes:

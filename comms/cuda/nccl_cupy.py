@@ -51,9 +51,7 @@ class CupyNccl:
 
     def allocate(self, num_bytes: int) -> int:
         """Refuse."""
-        raise UsageError(
-            "CuPy's binding of NCCL makes no windows: use nccl4py (--nccl nccl4py), or --memory ipc"
-        )
+        raise UsageError("CuPy's binding of NCCL makes no windows: use nccl4py, or --memory ipc")
 
     def free(self, address: int) -> None:
         """Nothing was allocated."""
@@ -78,10 +76,12 @@ class CupyLink:
     def alltoall(self, send: int, recv: int, num_bytes: int, stream: int) -> None:
         """Exchange blocks by sends and receives, as NCCL's own kernels do."""
         self._library.group_start()
-        for peer in range(self._world_size):
-            self.send(send + peer * num_bytes, num_bytes, peer, stream)
-            self.recv(recv + peer * num_bytes, num_bytes, peer, stream)
-        self._library.group_end()
+        try:
+            for peer in range(self._world_size):
+                self.send(send + peer * num_bytes, num_bytes, peer, stream)
+                self.recv(recv + peer * num_bytes, num_bytes, peer, stream)
+        finally:
+            self._library.group_end()
 
     def allgather(self, send: int, recv: int, num_bytes: int, stream: int) -> None:
         """Gather blocks of so many bytes."""

@@ -37,7 +37,7 @@ class Nccl4py:
         Raises:
             RuntimeFailure: one is missing, or the package is another than known.
         """
-        with explained("NCCL cannot be loaded by nccl4py (CuPy's own binding is --nccl cupy)"):
+        with explained("NCCL cannot be loaded by nccl4py"):
             import nccl.bindings.nccl as calls
             import nccl.core as core
 
@@ -164,7 +164,9 @@ class Nccl4pyLink:
 
     def abort(self) -> None:
         """End all work that goes on, and the communicator."""
-        self._made.abort()
+        # nccl4py's own would first unmap the windows, which kernels still use; NCCL does so when
+        # what is on its streams has ended.
+        self._calls.comm_abort(self._comm)
 
     def close(self) -> None:
         """Free the communicator."""

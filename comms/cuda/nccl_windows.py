@@ -90,12 +90,17 @@ class NcclWindows(CardWindows):
 
     def _register(self, communicator: Communicator) -> tuple[int, list[int] | None]:
         rank = self._world.rank
-        with explained(f"the window of rank {rank} cannot be registered"):
-            bases = within(
-                self._nccl.limit_s,
-                f"the registration of rank {rank}'s window",
-                lambda: communicator.register(self._own, self._num_bytes),
-            )
+        try:
+            with explained(f"the window of rank {rank} cannot be registered"):
+                bases = within(
+                    self._nccl.limit_s,
+                    f"the registration of rank {rank}'s window",
+                    lambda: communicator.register(self._own, self._num_bytes),
+                )
+        except EpbenchError:
+            # The call may go on with memory that must not be freed then, and others' never end.
+            self._nccl.abort()
+            raise
         if bases is not None:
             self._communicator = communicator
             self._bases = bases

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from comms.collectives import Buffer, HostArray
 from comms.cuda.errors import explained
+from comms.cuda.memory import give_back
 
 #: Status of a stream or an event that is done.
 _READY = 0
@@ -132,10 +134,10 @@ class StreamMemory:
 
         pinned, self._pinned = self._pinned, {}
         for staged in pinned.values():
-            runtime.freeHost(staged.ctypes.data)
+            give_back(partial(runtime.freeHost, staged.ctypes.data))
         event, self._event = self._event, 0
         if event:
-            runtime.eventDestroy(event)
+            give_back(partial(runtime.eventDestroy, event))
 
     def _spin(self, status: Callable[[], int]) -> None:
         """Look until a status says that work is done, and leave it to `wait` where that is long."""

@@ -36,6 +36,9 @@ class Memory(Protocol):
     def write(self, target: Buffer, values: HostArray) -> None:
         """Set the first elements of a buffer."""
 
+    def close(self) -> None:
+        """Free what the host keeps for it."""
+
 
 class HostMemory:
     """Arrays of NumPy: what kernels and MPI have left is there when their calls return."""
@@ -61,6 +64,9 @@ class HostMemory:
     def write(self, target: Buffer, values: HostArray) -> None:
         """Set the first elements of a buffer."""
         target[: len(values)] = values
+
+    def close(self) -> None:
+        """Free nothing."""
 
 
 class MpiCollectives:
@@ -119,6 +125,10 @@ class MpiCollectives:
     def write(self, target: Buffer, values: HostArray) -> None:
         """Set the first elements of a buffer."""
         self._memory.write(target, values)
+
+    def close(self) -> None:
+        """Free what the host keeps; the communicator stays."""
+        self._memory.close()
 
 
 def _narrow(counts: Any) -> Any:  # noqa: ANN401

@@ -95,6 +95,10 @@ class CudaDevice(MeasuredDevice):
 
     def close(self) -> None:
         """Free windows and buffers; collective."""
+        # Graphs, events and the stream go with the device, on the thread whose GPU is current, and
+        # not where garbage is collected: the queue's calls would keep it until then.
+        self._plans.clear()
+        del self._queue
         self._library.close()
         self._memory.close()
 
