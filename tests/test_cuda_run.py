@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -181,3 +182,44 @@ def test_a_page_says_that_ranks_share_a_card_and_what_slowed_it(run: Run) -> Non
         names = block.table().names
         assert "nvlink" not in names
         assert "of memcpy" in names
+
+
+@pytest.mark.parametrize(
+    ("kernels", "impl", "expected"),
+    [
+        (("direct/push",), ("numba",), [("direct/push", "numba")]),
+        (("direct/push",), ("cupy",), [("direct/push (cupy)", "cupy")]),
+        (
+            ("direct/push", "two_hop/rail"),
+            ("numba", "cupy"),
+            [
+                ("direct/push", "numba"),
+                ("direct/push (cupy)", "cupy"),
+                ("two_hop/rail", "numba"),
+            ],
+        ),
+        (
+            ("nccl/dedup", "low_latency/fused"),
+            ("cupy",),
+            [("nccl/dedup", "numba"), ("low_latency/fused (cupy)", "cupy")],
+        ),
+    ],
+)
+def test_kernels_are_taken_as_they_are_made(
+    kernels: tuple[str, ...],
+    impl: tuple[Literal["numba", "cupy"], ...],
+    expected: list[tuple[str, str]],
+) -> None:
+    specs = expand([msgspec.structs.replace(DEFAULTS["cuda"], kernel=kernels, impl=impl)])
+    found = [(spec.kernel_label(), spec.impl) for spec in specs]
+    assert list(dict.fromkeys(found)) == expected
+    for spec in specs:
+        assert (spec.protocol().impl == "cupy") == (spec.impl == "cupy")
+        assert spec.axes().get("impl", "numba") == spec.impl
+
+
+def test_a_kernel_without_cuda_cxx_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["run", "--device", "cuda", "--kernel", "two_hop/rail", "--impl", "cupy"]
+    assert main(asked) == 2
+    err = capsys.readouterr().err
+    assert "two_hop/rail is not written in CUDA C++: leave out --impl cupy" in err
