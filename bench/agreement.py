@@ -20,7 +20,7 @@ def agreeing(
 
     Args:
         ranks: the world; all of them must come.
-        control: the page of the whole job.
+        control: the page of this host.
         watch: told what this rank waits for.
         reset: lets kernels of this rank run again; called when all have ended.
 
@@ -30,6 +30,7 @@ def agreeing(
         EpbenchError: a kernel or its library failed.
     """
     failure: EpbenchError | None = None
+    generation = control.generation()
     try:
         yield
     except EpbenchError as error:
@@ -41,8 +42,8 @@ def agreeing(
         return
     # Every kernel has ended: the next case may wait again.
     reset()
-    if ranks.rank == 0:
-        control.clear_abort()
+    if ranks.local_rank == 0:
+        control.clear_abort(generation + 1)
     ranks.comm.Barrier()
     raise one_error(failures)
 

@@ -45,7 +45,7 @@ class Team:
 
     Attributes:
         ranks: the world of the case.
-        control: the page of the whole job.
+        control: the page of this host.
         timing: how often to run what.
         watch: called before anything that may take long, with what it is and with the seconds that
             it may take whatever the time limit is.

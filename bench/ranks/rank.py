@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from bench.ranks.hosts import refuse_hosts
 from bench.ranks.request import is_alone
 from bench.records.record import Case, Rank
 from bench.timing import Timing
@@ -66,9 +67,9 @@ def run_rank(
     supervisor.watch("MPI's start")
     needs_mpi = launched() is not None or not is_alone(specs)
     ranks = join(launched()) if needs_mpi else alone()
-    if ranks.num_hosts > 1:
+    if ranks.num_hosts > 1 and any(spec.device == "cpu" for spec in specs):
         raise UsageError(
-            f"devices cpu and cuda need all ranks on one host, these are on {ranks.num_hosts}: "
+            f"device cpu needs all ranks on one host, these are on {ranks.num_hosts}: "
             "start them on one (--nodes makes virtual nodes of its ranks)"
         )
     control = Control(ranks)
@@ -98,6 +99,7 @@ def run_rank(
     exit_code: int = ranks.comm.bcast(close(sink) if sink is not None else 0)
     ranks.comm.Barrier()
     control.set_done()
+    control.close()
     # MPI takes the shared page away.
     supervisor.detach()
     if needs_mpi:
@@ -114,6 +116,7 @@ class _Worlds:
         """Make communicators; collective."""
         self._timing = timing
         self._card = card
+        self.hosts: list[int] = ranks.comm.allgather(ranks.host)
         self.ranks: dict[int, Ranks | None] = {ranks.world_size: ranks}
         for size in sorted({spec.num_processes for spec in specs if spec.device != "sim"}):
             if size < ranks.world_size:
@@ -170,7 +173,16 @@ def _run(spec: CaseSpec, worlds: _Worlds, supervisor: Supervisor, sink: Sink | N
     ranks = worlds.ranks[spec.num_processes]
     if ranks is None:
         return []
+    if reason := refuse_hosts(worlds.hosts, *_nodes(spec)):
+        return skipped_cases(spec, reason)
     return run_spec(spec, report, worlds.team(spec, ranks, supervisor))
+
+
+def _nodes(spec: CaseSpec) -> tuple[int, int]:
+    """Return the nodes of a spec and the processes of each: ranks of one GPU are one process."""
+    if spec.num_processes == spec.world_size:
+        return spec.nodes, spec.ranks_per_node
+    return 1, spec.num_processes
 
 
 def take_card(ranks: Ranks) -> Card:

@@ -3,7 +3,8 @@
 Signals reach Python code on the main thread only, and not while that is inside compiled code or
 MPI; so the main thread does neither. It ends its process when a signal comes, when another rank
 has died or has ended the job, or when its own work makes no step for too long. The first rank to
-see a cause claims it on the shared page and tells it; all exit with its code.
+see a cause claims it on the shared page and tells it; all exit with its code. Other hosts have a
+page of their own, and are told the code.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _LOOK_S = 0.02
 _MARGIN_S = 2.0
 #: How long the rank that tells the cause waits for the others, so that all leave with one code.
 _LEAVE_S = 1.0
+#: How long a signal waits for a cause on another host: launchers end the ranks of all hosts when
+#: one has died.
+_CAUSE_S = 0.3
 
 
 class Supervisor:
@@ -60,6 +64,7 @@ class Supervisor:
         self._lock = threading.RLock()
         self._is_saved = False
         self._signal: int | None = None
+        self._signalled = 0.0
         self._stage = "start"
         self._step_s = self._limit_s
         self._deadline = time.monotonic() + self._limit_s
@@ -104,6 +109,8 @@ class Supervisor:
         return self._result
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if self._signal is None:
+            self._signalled = time.monotonic()
         self._signal = number
 
     def _work(self, work: Callable[[], int]) -> None:
@@ -126,13 +133,19 @@ class Supervisor:
                     self._leave(control.exit_code())
                 if dead := control.dead_ranks():
                     self._end(TimeoutFailure.exit_code, _describe_dead(control, dead))
-            if self._signal is not None:
+            if self._signal is not None and not self._may_be_told():
                 name = "Ctrl-C" if self._signal == signal.SIGINT else "SIGTERM"
                 self._end(Interrupted.exit_code, f"interrupted by {name} at {self._stage}")
             if self._parent is not None and start_time(self._parent[0]) != self._parent[1]:
                 self._end(TimeoutFailure.exit_code, "the process that started the ranks is gone")
             if time.monotonic() > self._deadline:
                 self._end(TimeoutFailure.exit_code, self._describe_late())
+
+    def _may_be_told(self) -> bool:
+        """Return whether another host may still tell why a signal has come."""
+        if self.control is None or self.control.num_hosts == 1:
+            return False
+        return time.monotonic() - self._signalled < _CAUSE_S
 
     def _describe_late(self) -> str:
         waited = f"made no step for {self._step_s:g} s at {self._stage}"
@@ -141,15 +154,18 @@ class Supervisor:
             return f"a rank {waited}: not every rank that was launched is there"
         others = [
             f"rank {rank} is at {control.stage(rank)}"
-            for rank in range(control.world_size)
+            for rank in control.ranks
             if rank != control.rank and control.stage(rank) != self._stage
         ]
-        return f"rank {control.rank} {waited}; {'; '.join(others) or 'the others are there, too'}"
+        near = "the others" if control.num_hosts == 1 else "the others of its host"
+        return f"rank {control.rank} {waited}; {'; '.join(others) or f'{near} are there, too'}"
 
     def _end(self, exit_code: int, sentence: str) -> NoReturn:
         """End the job because of this rank, unless another has ended it."""
-        if self.control is not None and not self.control.claim_exit(exit_code):
-            self._leave(self.control.exit_code())
+        if self.control is not None:
+            is_first = self.control.claim_exit(exit_code)
+            if not is_first or self.control.is_told_elsewhere():
+                self._leave(self.control.exit_code())
         kept = self._save()
         if self.control is None:
             # The ranks have not met: there is no page to tell who ends the job.
@@ -159,11 +175,18 @@ class Supervisor:
 
     def _leave(self, exit_code: int) -> NoReturn:
         self._save()
-        if self.control is not None:
-            self.control.set_leaving()
-            end = time.monotonic() + _LEAVE_S
-            while not self.control.all_leaving() and time.monotonic() < end:
+        control = self.control
+        if control is not None:
+            control.set_leaving()
+            now = time.monotonic()
+            # A launcher ends all ranks after the first that ends with an error, and the one that
+            # tells the cause may be on another host.
+            least, end = now + (_CAUSE_S if control.num_hosts > 1 else 0.0), now + _LEAVE_S
+            while (now := time.monotonic()) < end:
+                if now >= least and control.all_leaving() and control.has_told():
+                    break
                 time.sleep(_LOOK_S)
+            exit_code = control.exit_code()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

@@ -1,14 +1,15 @@
 """The page that all ranks of a host share: who lives, what each does, and the end of the job.
 
 Every rank writes its own row and reads the others'; a row's words are written by one process. The
-words at the start are claimed by compare-and-swap, so that one rank tells the reason.
+words at the start are claimed by compare-and-swap, so that one rank tells the reason. Where ranks
+are on several hosts each host has a page, and a relay tells the others what it says.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from functools import cache
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,61 +17,96 @@ import numpy as np
 import numpy.typing as npt
 
 from comms.mpi.alone import AloneComm
+from comms.mpi.claim import claim
+from comms.mpi.relay import Relay, State
 
 if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
     from comms.mpi.ranks import Ranks
 
 Words = npt.NDArray[np.int64]
 
 _HEAD = 8
-_ABORT, _EXIT, _TURN = range(3)
+#: How often kernels were let run again; whether other hosts know the exit code; whose host's code
+#: it is, 1 for the first host, 0 where a rank of this one has claimed it.
+_ABORT, _EXIT, _TURN, _GENERATION, _TOLD, _ORIGIN = range(6)
 _ROW = 32
 _PID, _STARTED, _DONE, _LEAVING, _STAGE = range(5)
 _STAGE_BYTES = 8 * (_ROW - _STAGE)
+#: How long a claim of the job's end may be on its way from another host.
+_FLIGHT_S = 0.2
+_POLL_S = 0.002
 
 
 class Control:
-    """The shared page of a job.
+    """The shared page of a job on this rank's host.
 
     Attributes:
         rank: this process.
-        world_size: ranks of the job.
+        ranks: those of this host, by their numbers in the job.
+        num_hosts: hosts of the job.
     """
 
     def __init__(self, ranks: Ranks) -> None:
-        """Allocate the page; collective."""
-        self._claim = _claim()
+        """Allocate the page; collective.
+
+        Raises:
+            UsageError: ranks are on several hosts and MPI cannot relay between them.
+        """
+        self._claim = claim()
+        self._lock = threading.Lock()
         self.rank = ranks.rank
-        self.world_size = ranks.world_size
-        self._words = self._allocate(ranks, _HEAD + _ROW * ranks.world_size)
-        if ranks.rank == 0:
+        self.num_hosts = ranks.num_hosts
+        self._host = ranks.host
+        near = ranks.comm if ranks.num_hosts == 1 else _near(ranks)
+        self.ranks = tuple(near.allgather(ranks.rank))
+        self._words = self._allocate(near, _HEAD + _ROW * len(self.ranks))
+        if near.rank == 0:
             self._words[:] = 0
-        ranks.comm.Barrier()
+        near.Barrier()
         row = self._row(self.rank)
         row[_PID] = os.getpid()
         row[_STARTED] = start_time(os.getpid())
         ranks.comm.Barrier()
+        self._relay = Relay(ranks, self) if ranks.num_hosts > 1 else None
 
-    def _allocate(self, ranks: Ranks, num_words: int) -> Words:
-        """Return words that all ranks share."""
-        if isinstance(ranks.comm, AloneComm):
+    def _allocate(self, near: Intracomm, num_words: int) -> Words:
+        """Return words that all ranks of the host share."""
+        if isinstance(near, AloneComm):
             return np.zeros(num_words, np.int64)
         from mpi4py import MPI
 
-        num_bytes = 8 * num_words if ranks.rank == 0 else 0
-        self._window = MPI.Win.Allocate_shared(num_bytes, 1, comm=ranks.comm)
+        num_bytes = 8 * num_words if near.rank == 0 else 0
+        self._window = MPI.Win.Allocate_shared(num_bytes, 1, comm=near)
         buffer, _ = self._window.Shared_query(0)
         words: Words = np.asarray(buffer, np.uint8).view(np.int64)
         return words
+
+    def close(self) -> None:
+        """End the relay between hosts, when every rank is done; all ranks must come."""
+        if self._relay is not None:
+            self._relay.close()
 
     @property
     def abort_address(self) -> int:
         """Address of the word that every wait of a kernel polls."""
         return int(self._words.ctypes.data) + 8 * _ABORT
 
-    def clear_abort(self) -> None:
-        """Let kernels run again; no kernel may be running."""
-        self._words[_ABORT] = 0
+    def generation(self) -> int:
+        """Return how often kernels were let run again."""
+        return int(self._words[_GENERATION])
+
+    def clear_abort(self, generation: int) -> None:
+        """Let kernels run again; none may be running, and the first rank of each host calls it.
+
+        Args:
+            generation: the new one, by which other hosts' word of an end that came too late is
+                told from the next one's.
+        """
+        with self._lock:
+            self._words[_ABORT] = 0
+            self._words[_GENERATION] = generation
 
     def set_turn(self, turn: int) -> None:
         """Let ranks go on that wait for their turn."""
@@ -81,10 +117,67 @@ class Control:
         return int(self._words[_TURN])
 
     def claim_exit(self, exit_code: int) -> bool:
-        """End the job with a code that is not 0; return whether this rank was the first to."""
+        """End the job with a code that is not 0; return whether this rank was the first to.
+
+        The first of its host: see `is_told_elsewhere`.
+        """
         self._words[_ABORT] = 1
         was = self._claim(int(self._words.ctypes.data) + 8 * _EXIT, exit_code)
         return bool(was == 0)
+
+    def is_told_elsewhere(self) -> bool:
+        """Return whether another host tells why the job ends, after a claim of this one.
+
+        Of hosts that claim it at the same time the first one tells the reason.
+        """
+        if self.num_hosts == 1 or self._host == 0:
+            return False
+        deadline = time.monotonic() + _FLIGHT_S
+        while not self._words[_ORIGIN] and time.monotonic() < deadline:
+            self.has_told()
+            time.sleep(_POLL_S)
+        return bool(self._words[_ORIGIN])
+
+    def has_told(self) -> bool:
+        """Return whether other hosts know that the job ends."""
+        if self._relay is None or self._words[_TOLD] or self._words[_ORIGIN]:
+            return True
+        # The first rank's relay has died with it.
+        if not _is_alive(self._row(self.ranks[0])) and self._relay.tell(self.state()):
+            self.set_told()
+        return bool(self._words[_TOLD])
+
+    def set_told(self) -> None:
+        """Note that all hosts know the exit code."""
+        self._words[_TOLD] = 1
+
+    def state(self) -> State:
+        """Return what other hosts shall know."""
+        with self._lock:
+            # The turn first: who knows of it knows the generation that it began in.
+            turn, generation, is_aborted = (
+                int(self._words[word]) for word in (_TURN, _GENERATION, _ABORT)
+            )
+            claimed = 0 if self._words[_ORIGIN] else self.exit_code()
+            return State(self._host, turn, generation, int(is_aborted != 0), claimed)
+
+    def adopt(self, state: State) -> None:
+        """Take over what another host has told."""
+        words = self._words
+        with self._lock:
+            if state.generation > words[_GENERATION]:
+                words[_GENERATION] = state.generation
+                words[_ABORT] = state.is_aborted or int(self.exit_code() != 0)
+            elif state.generation == words[_GENERATION] and state.is_aborted:
+                words[_ABORT] = words[_ABORT] or 1
+            if state.host == 0:
+                words[_TURN] = state.turn
+            if state.exit_code:
+                is_first = self.claim_exit(state.exit_code)
+                origin = int(words[_ORIGIN]) - 1 if words[_ORIGIN] else self._host
+                if is_first or state.host < origin:
+                    words[_EXIT] = state.exit_code
+                    words[_ORIGIN] = state.host + 1
 
     def exit_code(self) -> int:
         """Return the code that the job ends with, 0 while it goes on."""
@@ -98,7 +191,7 @@ class Control:
         stage[len(data) :] = 0
 
     def stage(self, rank: int) -> str:
-        """Return what a rank said last."""
+        """Return what a rank of this host said last."""
         data = bytes(self._row(rank)[_STAGE:].view(np.uint8))
         return data.rstrip(b"\0").decode(errors="replace")
 
@@ -111,22 +204,25 @@ class Control:
         self._row(self.rank)[_LEAVING] = 1
 
     def all_leaving(self) -> bool:
-        """Return whether every rank ends, is done or is dead."""
-        rows = [self._row(rank) for rank in range(self.world_size)]
+        """Return whether every rank of this host ends, is done or is dead."""
+        rows = [self._row(rank) for rank in self.ranks]
         return all(row[_LEAVING] or row[_DONE] or not _is_alive(row) for row in rows)
 
     def dead_ranks(self) -> list[int]:
-        """Return the ranks whose processes ended before they were done."""
-        rows = [self._row(rank) for rank in range(self.world_size)]
-        return [
-            rank
-            for rank, row in enumerate(rows)
-            if not (row[_DONE] or row[_LEAVING] or _is_alive(row))
-        ]
+        """Return the ranks of this host whose processes ended before they were done."""
+        rows = [(rank, self._row(rank)) for rank in self.ranks]
+        return [rank for rank, row in rows if not (row[_DONE] or row[_LEAVING] or _is_alive(row))]
 
     def _row(self, rank: int) -> Words:
-        start = _HEAD + _ROW * rank
+        start = _HEAD + _ROW * self.ranks.index(rank)
         return self._words[start : start + _ROW]
+
+
+def _near(ranks: Ranks) -> Intracomm:
+    """Return the communicator of this host's ranks; collective."""
+    from mpi4py.MPI import Intracomm
+
+    return Intracomm(ranks.comm.Split(ranks.host, ranks.rank))
 
 
 def start_time(pid: int) -> int:
@@ -141,21 +237,3 @@ def start_time(pid: int) -> int:
 
 def _is_alive(row: Words) -> bool:
     return start_time(int(row[_PID])) == int(row[_STARTED])
-
-
-@cache
-def _claim() -> Callable[[int, int], int]:
-    """Return a compare-and-swap of a word from 0, callable from Python."""
-    from numba import njit
-
-    from comms import atomics
-    from comms.compiling import use_cache
-
-    use_cache()
-
-    def claim_word(address: int, value: int) -> int:
-        was: int = atomics.claim(address, value)
-        return was
-
-    compiled: Callable[[int, int], int] = njit("int64(int64, int64)", cache=True)(claim_word)
-    return compiled
