@@ -1,7 +1,7 @@
 """Compiled kernels on the disk, by everything that they were made from."""
 
 import hashlib
-import os
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -91,7 +91,8 @@ def _facts_of(cubin: Cubin) -> _Facts:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees all of it or none."""
-    part = path.with_name(f"{path.name}.{os.getpid()}")
+    # Processes of several hosts, which may share this disk, may have one number.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     part.write_bytes(content)
     part.replace(path)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,13 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from comms.cuda import machine
-from comms.cuda.cards import Card
 from comms.cuda.clocks import Clock, Clocks
 from comms.cuda.memory import CardWindows
 from comms.cuda.stopwatch import settle
 from comms.errors import EpbenchError
-from comms.fabric import Fabric
-from comms.failed import DoesNotFit, ProgramFailed
+from comms.failed import ProgramFailed
 from comms.memory import Layout
 from comms.mpi.together import together
 from kernels.devices.base import MeasuredDevice, Timed, World, user_regions
@@ -32,6 +29,7 @@ from kernels.devices.cuda_code import Place, compile_for, load_all, refuse
 from kernels.devices.cuda_library import CardLibrary, refuse_for
 from kernels.devices.cuda_memory import MEET, REGIONS, CardMemory, Options
 from kernels.devices.cuda_plan import Plan, Queue, Step
+from kernels.devices.cuda_refusals import other_gpu, refuse_apart, refuse_graph, refuse_ipc
 from kernels.protocol import Form, HostLaunch, KernelLaunch, Op, Protocol
 
 if TYPE_CHECKING:
@@ -62,7 +60,8 @@ class CudaDevice(MeasuredDevice):
         self._options = options
         self._place = Place(options.card, len(self.ranks), is_virtual)
         if options.graph:
-            _refuse_graph(protocol)
+            refuse_graph(protocol)
+        refuse_ipc(protocol, ranks, options.memory)
         refuse(together(ranks, lambda: self._refuses(ranks.library)))
         cubins = compile_for(protocol, shape, self._place, ranks, line_info=options.profile)
         code = load_all(cubins, protocol, shape, self._place, ranks)
@@ -71,6 +70,9 @@ class CudaDevice(MeasuredDevice):
         self._memory = CardMemory(Layout(regions), world, ranks, options, zero=zero)
         self.windows = self._memory.windows
         try:
+            if self._memory.is_apart:
+                refuse_apart(protocol)
+                self._memory.let_hosts_meet()
             together(ranks, lambda: self._memory.tell(list(code.values())))
             stream = self._memory.stream.ptr
             self._library = CardLibrary(protocol, shape, ranks, stream, options.nccl)
@@ -89,6 +91,7 @@ class CudaDevice(MeasuredDevice):
             place=self._place,
             notes=self._memory.notes,
             meet=self.windows.layout[MEET].offset,
+            hosts=self._memory.hosts,
             call=self._call,
             profile=options.profile,
         )
@@ -187,7 +190,7 @@ class CudaDevice(MeasuredDevice):
     def _refuses(self, mpi: str) -> str | None:
         """Return why this rank cannot run the protocol, or None."""
         options = self._options
-        return _other_gpu(self.world.fabric, options.card) or refuse_for(
+        return other_gpu(self.world.fabric, options.card) or refuse_for(
             self.protocol,
             self.world.shape,
             options.memory,
@@ -231,24 +234,4 @@ class CudaDevice(MeasuredDevice):
         told = machine.describe(report, self.windows.layout, MEET, self._options.limits.wait_s)
         return ProgramFailed(
             told.sentence, told.waits, is_timeout=told.is_timeout, is_cause=told.is_timeout
-        )
-
-
-def _other_gpu(fabric: Fabric, card: Card) -> str | None:
-    """Return why a fabric's bounds are not those of a GPU, or None."""
-    if not fabric.capped or re.search(rf"\b{fabric.name}\b", card.name, re.IGNORECASE):
-        return None
-    return (
-        f"the bounds of fabric {fabric.name} are not those of {card.name}: leave out --fabric, or "
-        "give its own"
-    )
-
-
-def _refuse_graph(protocol: Protocol) -> None:
-    steps = (*protocol.launches("dispatch", "fresh"), *protocol.launches("combine", "fresh"))
-    hosts = [step.name for step in steps if isinstance(step, HostLaunch)]
-    if hosts:
-        raise DoesNotFit(
-            f"a graph holds no calls of the host between kernels ({', '.join(hosts)}): leave out "
-            "--graph"
         )

@@ -1,4 +1,4 @@
-"""A protocol's kernels for a GPU: compiled once for all ranks, loaded, and seen to fit."""
+"""A protocol's kernels for a GPU: compiled once a host, loaded, and seen to fit."""
 
 from __future__ import annotations
 
@@ -92,14 +92,17 @@ def compile_for(
 
 
 def first_then_all(ranks: Ranks, build: Callable[[], dict[str, Cubin]]) -> dict[str, Cubin]:
-    """Build on the first rank; the others then find on the disk what it has made; collective."""
+    """Build on the first rank of each host; the others find it on the disk then; collective.
+
+    Hosts may share a disk or not: files appear on it whole, whoever of several writes them.
+    """
     found: dict[str, Cubin] = {}
 
     def keep() -> None:
         found.update(build())
 
-    together(ranks, lambda: keep() if ranks.rank == 0 else None)
-    together(ranks, lambda: None if ranks.rank == 0 else keep())
+    together(ranks, lambda: keep() if ranks.local_rank == 0 else None)
+    together(ranks, lambda: None if ranks.local_rank == 0 else keep())
     return found
 
 

@@ -12,6 +12,7 @@ from comms.cuda.errors import explained
 from comms.cuda.hbm import Hbm
 from comms.cuda.kept_nccl import KeptNccl
 from comms.cuda.machine import Machine, machine_words
+from comms.cuda.meeting import HostsMeeting
 from comms.cuda.memory import CardWindows, give_back
 from comms.cuda.modules import LoadedKernel
 from comms.cuda.notes import Notes
@@ -65,6 +66,8 @@ class CardMemory:
 
     Attributes:
         windows: of all ranks that it reaches.
+        is_apart: whether some rank does not reach all others; the same on all ranks.
+        hosts: where ranks meet that do not, None where nothing has opened it.
         stride: bytes between the windows of virtual ranks, 0 where there are none.
         stream: kernels' own.
         notes: what kernels and host note.
@@ -97,6 +100,7 @@ class CardMemory:
         self._options = options
         self._held: list[_Closes] = []
         self.stride = 0
+        self.hosts: HostsMeeting | None = None
         try:
             if ranks.world_size == 1:
                 virtual = self._hold(VirtualWindows(layout, world.shape.world_size))
@@ -106,10 +110,21 @@ class CardMemory:
                     open_windows(options.memory, layout, ranks, options.nccl, zero=zero)
                 )
             self._bases = [self.windows.base(rank) for rank in range(world.shape.world_size)]
+            self.is_apart = any(together(ranks, self._misses_some))
             together(ranks, self._allocate)
         except EpbenchError:
             self.close()
             raise
+
+    def let_hosts_meet(self) -> None:
+        """Open the meeting of ranks that do not reach each other's memory; collective.
+
+        Raises:
+            RuntimeFailure: NCCL or CUDA failed.
+            TimeoutFailure: NCCL did not come to an end.
+        """
+        communicators = self._options.nccl.get()
+        self.hosts = self._hold(HostsMeeting(communicators, self._ranks, self.stream.ptr))
 
     def tell(self, kernels: Sequence[LoadedKernel]) -> None:
         """Tell kernels where windows and notes are.
@@ -145,13 +160,21 @@ class CardMemory:
         while self._held:
             self._held.pop().close()
 
+    def _misses_some(self) -> bool:
+        """Return whether this rank does not reach the memory of some rank of another node."""
+        per_node = self._world.shape.ranks_per_node
+        rank = self.windows.ranks[0]
+        first = rank - rank % per_node
+        for peer in range(first, first + per_node):
+            if not self._bases[peer]:
+                raise RuntimeFailure(
+                    f"rank {rank} does not reach the memory of rank {peer} of its node: launch "
+                    "the ranks of a node on one host"
+                )
+        return 0 in self._bases
+
     def _allocate(self) -> None:
         shape = self._world.shape
-        if 0 in self._bases:
-            raise RuntimeFailure(
-                f"rank {self._ranks.rank} does not reach the memory of rank "
-                f"{self._bases.index(0)}: run all ranks on one node"
-            )
         with explained("a stream cannot be made"):
             from cupy.cuda import Stream
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from comms.cuda.errors import explained
+from comms.cuda.meeting import HostsMeeting
 from comms.cuda.modules import LoadedKernel
 from comms.cuda.notes import Notes
 from comms.cuda.stopwatch import Stopwatch
@@ -73,6 +74,7 @@ class Queue:
         place: whose ranks they run.
         notes: what kernels note.
         meet: offset of the words where ranks meet.
+        hosts: where the ranks meet that do not reach each other's words, None where all do.
         call: makes a call of the host.
         profile: whether steps have ranges for profilers.
     """
@@ -82,6 +84,7 @@ class Queue:
     place: Place
     notes: Notes
     meet: int
+    hosts: HostsMeeting | None
     call: Callable[[HostLaunch], None]
     profile: bool
 
@@ -96,10 +99,7 @@ class Queue:
         Raises:
             EpbenchError: CUDA or a call of the host has failed.
         """
-        if not gated:
-            self.notes.open_gate(_OPEN)
-        else:
-            self.notes.open_gate(runs - 1)
+        self.notes.open_gate((runs - 1) * self._num_meets if gated else _OPEN)
         if plan.in_graph and plan.graph is None:
             plan.graph = self._captured(plan, runs)
         if plan.graph is not None:
@@ -107,7 +107,12 @@ class Queue:
                 plan.graph.launch(self.stream)
         else:
             self._put(plan, runs, in_graph=False)
-        self.notes.open_gate(runs)
+        self.notes.open_gate(runs * self._num_meets)
+
+    @property
+    def _num_meets(self) -> int:
+        """Return how often a rank meets others in a run."""
+        return 1 if self.hosts is None else 2
 
     def _captured(self, plan: Plan, runs: int) -> Graph:
         """Return a graph of a plan."""
@@ -123,7 +128,12 @@ class Queue:
             return self.stream.end_capture()
 
     def _put(self, plan: Plan, runs: int, *, in_graph: bool) -> None:
-        self._launch(MEET, 1, (self.meet, self.notes.gate, self.notes.stamps))
+        meeting = self.meet, self.notes.gate, self.notes.stamps
+        self._launch(MEET, 1, meeting)
+        if self.hosts is not None:
+            # Gates are open on all hosts when these have met, and their ranks meet once more.
+            self.hosts.put()
+            self._launch(MEET, 1, meeting)
         plan.watch.mark(0, self.stream, in_graph=in_graph)
         for number, (step, args) in enumerate(zip(plan.steps, plan.args, strict=True), start=1):
             with self._range(step.name):
@@ -131,7 +141,7 @@ class Queue:
                     self._launch(step.name, step.num_blocks, args)
                 else:
                     if step.host.waits:
-                        self.notes.open_gate(runs)
+                        self.notes.open_gate(runs * self._num_meets)
                     self.call(step.host)
             plan.watch.mark(number, self.stream, in_graph=in_graph)
         self._launch(STAMP, 1, (self.notes.stamps,))

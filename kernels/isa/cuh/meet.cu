@@ -3,7 +3,8 @@
 
 using ep::i64;
 
-// Waits for the host of each rank to open the gate, then for all ranks; then notes the time.
+// Waits for the host of each rank to open the gate, then for all ranks whose memory this one reaches,
+// which reach its own, too; then notes the time.
 //
 // `meet` is the offset of two words of each window: arrivals of all ranks, and how often this rank
 // has met. `gate` is a word of the host, at least that number when all launches are queued.
@@ -20,9 +21,13 @@ epbench_meet(i64 meet, i64 gate, i64 stamps) {
     }
   }
   leave_if(cause, NO_FLAG, seen, epoch, 0);
-  for (i64 peer = lane_id(); peer < ep_machine.world_size; peer += LANES)
+  i32 num_reached = 0;
+  for (i64 peer = lane_id(); peer < ep_machine.world_size; peer += LANES) {
+    if (ep_machine.bases[peer] == 0) continue;
     add_relaxed(at(peer, meet), 1);
-  wait_ge(meet, epoch * ep_machine.world_size, 0);
+    ++num_reached;
+  }
+  wait_ge(meet, epoch * sum_lanes(num_reached), 0);
   if (lane_id() == 0) store_i64(stamps + 16 * virtual_rank(), nanoseconds());
 }
 
