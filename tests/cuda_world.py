@@ -1,6 +1,6 @@
 """Cases on fake GPUs, for tests: all ranks of a world on one, or a rank of threads on each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -53,7 +53,11 @@ class FakeControl:
         """Address of the word that ends kernels."""
         return int(self._words.ctypes.data)
 
-    def clear_abort(self) -> None:
+    def generation(self) -> int:
+        """Return how often kernels were let run again."""
+        return 0
+
+    def clear_abort(self, generation: int) -> None:
         """Let kernels run again."""
         self._words[0] = 0
 
@@ -94,9 +98,18 @@ def run_on_cards(
     num_ranks: int,
     timing: Timing = QUICK,
     before: Callable[[Ranks], Any] | None = None,
+    hosts: Sequence[int] | None = None,
     **axes: object,
 ) -> list[Any]:
-    """Run a spec with a rank on each GPU; return each rank's cases or error."""
+    """Run a spec with a rank on each GPU; return each rank's cases or error.
+
+    Args:
+        num_ranks: ranks.
+        timing: how often to run.
+        before: called on each rank.
+        hosts: of each rank, all on one by default.
+        axes: what the spec says otherwise than `SMALL`.
+    """
     nodes = cast(tuple[int, ...], axes.get("nodes", (1,)))
     spec = spec_of(**{"ranks_per_node": (num_ranks // nodes[0],), **axes})
     control = FakeControl()
@@ -106,7 +119,7 @@ def run_on_cards(
             before(ranks)
         return run_spec(spec, lambda *_: None, team_of(ranks, timing, control))
 
-    return run_ranks(num_ranks, work)
+    return run_ranks(num_ranks, work, hosts)
 
 
 def outcome(cases: list[Case]) -> dict[str, tuple[str, str | None]]:

@@ -1,5 +1,7 @@
 """Stands in for NCCL on fake GPUs: collectives between threads, in the order of a stream."""
 
+import ctypes
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,3 +99,40 @@ class FakeCollectives:
             return True
 
         put(self._stream, done)
+
+
+class FakeCommunicators:
+    """All communicators of one rank, as far as ranks of several hosts meet by them.
+
+    Attributes:
+        meetings: (stream, when) of each meeting, in nanoseconds: its begin and its end.
+    """
+
+    limit_s = 20.0
+
+    def __init__(self, comm: FakeComm) -> None:
+        self._comm = comm
+        self.meetings: list[tuple[int, int]] = []
+
+    def of(self, budget: object) -> "FakeCommunicators":
+        """Return the communicator of a budget."""
+        return self
+
+    def allgather(self, send_addr: int, recv_addr: int, num_bytes: int, stream: int) -> None:
+        """Gather bytes when all before has ended, here and on the other ranks."""
+
+        def work() -> bool:
+            begun = time.monotonic_ns()
+            found = b"".join(self._comm.allgather(ctypes.string_at(send_addr, num_bytes)))
+            ctypes.memmove(recv_addr, found, len(found))
+            self.meetings.append((begun, time.monotonic_ns()))
+            return True
+
+        put(stream, work)
+
+    def wait(self, stream: int, what: str) -> None:
+        """Wait until a stream is done."""
+        settle(stream, lambda: None)
+
+    def abort(self) -> None:
+        """End nothing."""

@@ -76,12 +76,13 @@ def run_meet(constant: Constant, num_ranks: int, meet: int, gate: int, stamps: i
         seen = _until(constant, rank, gate, epochs[rank], NO_FLAG)
         if seen is None:
             return
+    reached = [base for base in constant.bases if base]
     with _ATOMIC:
         for _ in own:
-            for base in constant.bases:
+            for base in reached:
                 _words(base + meet)[0] += 1
     for virtual, rank in enumerate(own):
-        goal = epochs[rank] * machine.world_size
+        goal = epochs[rank] * len(reached)
         if _until(constant, rank, constant.bases[rank] + meet, goal, meet) is None:
             return
         _words(stamps + 16 * virtual)[0] = time.monotonic_ns()

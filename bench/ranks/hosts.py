@@ -28,8 +28,8 @@ def refuse_hosts(hosts: Sequence[int], nodes: int, ranks_per_node: int) -> str |
         )
         return (
             f"rank {again} is on the host of rank {own.index(own[again])} and rank {again - 1} is "
-            "not: launch consecutive ranks on each host (srun --distribution=block, mpirun --map-by "
-            "slot)"
+            "not: launch consecutive ranks on each host (srun --distribution=block, mpirun "
+            "--map-by slot)"
         )
     if sizes == [ranks_per_node] * nodes:
         return None
