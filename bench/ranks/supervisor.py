@@ -178,14 +178,10 @@ class Supervisor:
         control = self.control
         if control is not None:
             control.set_leaving()
-            now = time.monotonic()
-            # A launcher ends all ranks after the first that ends with an error, and the one that
-            # tells the cause may be on another host.
-            least, end = now + (_CAUSE_S if control.num_hosts > 1 else 0.0), now + _LEAVE_S
-            while (now := time.monotonic()) < end:
-                if now >= least and control.all_leaving() and control.has_told():
-                    break
+            end = time.monotonic() + _LEAVE_S
+            while not control.all_leaving() and time.monotonic() < end:
                 time.sleep(_LOOK_S)
+            # Another host may have been the first to end the job.
             exit_code = control.exit_code()
         sys.stdout.flush()
         sys.stderr.flush()

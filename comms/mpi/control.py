@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 Words = npt.NDArray[np.int64]
 
 _HEAD = 8
-#: How often kernels were let run again; whether other hosts know the exit code; whose host's code
-#: it is, 1 for the first host, 0 where a rank of this one has claimed it.
-_ABORT, _EXIT, _TURN, _GENERATION, _TOLD, _ORIGIN = range(6)
+#: The fourth: how often kernels were let run again. Then whose host's the exit code is, 1 for the
+#: first, 0 where a rank of this one has claimed it; and whether the ranks of all hosts end.
+_ABORT, _EXIT, _TURN, _GENERATION, _ORIGIN, _HOSTS_LEAVING = range(6)
 _ROW = 32
 _PID, _STARTED, _DONE, _LEAVING, _STAGE = range(5)
 _STAGE_BYTES = 8 * (_ROW - _STAGE)
@@ -134,22 +134,21 @@ class Control:
             return False
         deadline = time.monotonic() + _FLIGHT_S
         while not self._words[_ORIGIN] and time.monotonic() < deadline:
-            self.has_told()
+            self._tell_for_dead()
             time.sleep(_POLL_S)
         return bool(self._words[_ORIGIN])
 
-    def has_told(self) -> bool:
-        """Return whether other hosts know that the job ends."""
-        if self._relay is None or self._words[_TOLD] or self._words[_ORIGIN]:
-            return True
-        # The first rank's relay has died with it.
-        if not _is_alive(self._row(self.ranks[0])) and self._relay.tell(self.state()):
-            self.set_told()
-        return bool(self._words[_TOLD])
+    def set_hosts_leaving(self) -> None:
+        """Note that the ranks of all hosts end."""
+        self._words[_HOSTS_LEAVING] = 1
 
-    def set_told(self) -> None:
-        """Note that all hosts know the exit code."""
-        self._words[_TOLD] = 1
+    def _tell_for_dead(self) -> None:
+        """Tell other hosts of the end where the first rank, whose thread does so, is dead."""
+        if self._relay is None or _is_alive(self._row(self.ranks[0])):
+            return
+        state = self.state()
+        if self._relay.tell(state) and state.is_leaving:
+            self.set_hosts_leaving()
 
     def state(self) -> State:
         """Return what other hosts shall know."""
@@ -159,7 +158,10 @@ class Control:
                 int(self._words[word]) for word in (_TURN, _GENERATION, _ABORT)
             )
             claimed = 0 if self._words[_ORIGIN] else self.exit_code()
-            return State(self._host, turn, generation, int(is_aborted != 0), claimed)
+            is_leaving = self.exit_code() and self._are_leaving()
+            return State(
+                self._host, turn, generation, int(is_aborted != 0), claimed, int(bool(is_leaving))
+            )
 
     def adopt(self, state: State) -> None:
         """Take over what another host has told."""
@@ -204,7 +206,14 @@ class Control:
         self._row(self.rank)[_LEAVING] = 1
 
     def all_leaving(self) -> bool:
-        """Return whether every rank of this host ends, is done or is dead."""
+        """Return whether every rank, of all hosts, ends, is done or is dead."""
+        if not self._are_leaving():
+            return False
+        if self._relay is not None and not self._words[_HOSTS_LEAVING]:
+            self._tell_for_dead()
+        return self._relay is None or bool(self._words[_HOSTS_LEAVING])
+
+    def _are_leaving(self) -> bool:
         rows = [self._row(rank) for rank in self.ranks]
         return all(row[_LEAVING] or row[_DONE] or not _is_alive(row) for row in rows)
 

@@ -38,6 +38,7 @@ class State(NamedTuple):
         generation: how often kernels were let run again.
         is_aborted: whether the kernels of this generation shall end.
         exit_code: what the job ends with if a rank of this host says so, else 0.
+        is_leaving: whether all its ranks end because of an exit code, and wait for other hosts.
     """
 
     host: int
@@ -45,6 +46,7 @@ class State(NamedTuple):
     generation: int
     is_aborted: int
     exit_code: int
+    is_leaving: int
 
 
 class Page(Protocol):
@@ -56,8 +58,8 @@ class Page(Protocol):
     def adopt(self, state: State) -> None:
         """Take over what another host has told."""
 
-    def set_told(self) -> None:
-        """Note that all hosts know the exit code."""
+    def set_hosts_leaving(self) -> None:
+        """Note that the ranks of all hosts end."""
 
 
 class _Sent(NamedTuple):
@@ -84,7 +86,9 @@ class Relay:
         self._page = page
         hosts = ranks.comm.allgather(ranks.host)
         firsts = [hosts.index(host) for host in range(ranks.num_hosts)]
+        self._hosts = hosts
         self._peers = [rank for rank in firsts if hosts[rank] != ranks.host]
+        self._staying = set(hosts) - {ranks.host}
         # All ranks are in it: where the first rank of a host has died, another one tells.
         self._comm: Intracomm = ranks.comm.Dup()
         self._under_way: dict[int, _Sent] = {}
@@ -138,20 +142,27 @@ class Relay:
         self._hear()
         state = self._page.state()
         is_told = self.tell(state)
-        if is_told and state.exit_code:
-            self._page.set_told()
+        if is_told and state.is_leaving and not self._staying:
+            self._page.set_hosts_leaving()
         return is_told
 
     def _hear(self) -> None:
         from mpi4py import MPI
 
+        status = MPI.Status()
         while True:
             if self._hearing is None:
                 self._hearing = self._comm.Irecv(self._heard, MPI.ANY_SOURCE, _TAG)
-            if not self._hearing.Test():
+            if not self._hearing.Test(status):
                 return
             self._hearing = None
-            self._page.adopt(State(*self._heard.tolist()))
+            state = State(*self._heard.tolist())
+            self._page.adopt(state)
+            if state.is_leaving:
+                self._staying.discard(state.host)
+            if (dead := self._hosts.index(state.host)) != status.source and dead in self._peers:
+                # Another rank speaks for its host: the first one hears nothing any more.
+                self._peers.remove(dead)
 
     def _tell_one(self, peer: int, state: State) -> None:
         sent = self._under_way.get(peer)
