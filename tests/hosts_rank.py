@@ -80,7 +80,12 @@ def _abort(ranks: Ranks, supervisor: Supervisor) -> None:
     assert control.generation() >= 1
 
 
-def _fault(what: str, rank: int) -> None:
+def _fault(what: str, rank: int, others: list[int]) -> None:
+    if what == "kill_of_all":
+        # A launcher ends the ranks of a host before anybody there has heard why.
+        for other in others:
+            os.kill(other, signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "raise":
         raise UsageError(f"a fault of rank {rank}")
     if what == "kill":
@@ -126,9 +131,9 @@ def main(folder: Path, order: str, what: str, faulty: list[int]) -> int:
         if what == "abort":
             _abort(ranks, supervisor)
         elif turn == 2 and what not in ("good", "layout"):
-            ranks.comm.Barrier()
+            processes = ranks.comm.allgather(os.getpid())
             if ranks.rank in faulty:
-                _fault(what, ranks.rank)
+                _fault(what, ranks.rank, [one for one in processes if one != os.getpid()])
             ranks.comm.Barrier()
         time.sleep(0.1)
         _say(f"end {ranks.rank} {turn} {time.monotonic_ns()}")
@@ -137,7 +142,7 @@ def main(folder: Path, order: str, what: str, faulty: list[int]) -> int:
     patch.setattr(job, "_run", run)
     supervisor = Supervisor(timeout_s=1.0 if what == "sleep" else 20.0, tell=_tell)
     nodes = (1,) if order == "block" else (2,)
-    cards = DEFAULTS["cuda"]
+    cards = DEFAULTS["cpu" if what == "cpu" else "cuda"]
     grid = {"nodes": nodes, "ranks_per_node": (4 // nodes[0],), "kernel": ("direct/push",)}
     (spec,) = expand([type(cards)(**{**_fields(cards), **grid, "num_sms": (8,)})])
 

@@ -400,5 +400,6 @@ def test_a_machine_of_one_core_binds_nothing() -> None:
 def test_ranks_on_several_hosts() -> None:
     _, text = _told([_row(0, 0, 1), _row(1, 0, 1, host=1), _row(2, 0, 1, host=1)])
     assert text.startswith("note: 3 on 2 hosts: device cpu needs all on one")
+    assert text.endswith("on device cuda hosts are nodes\n")
     assert "--nodes" in text
     assert "share cores" not in text

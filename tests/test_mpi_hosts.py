@@ -101,9 +101,11 @@ def test_of_two_hosts_that_claim_the_end_one_tells_why(tmp_path: Path) -> None:
     assert ended.codes == dict.fromkeys(range(4), 2)
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2, 3])
-def test_a_killed_rank_ends_both_hosts(rank: int, tmp_path: Path) -> None:
-    ended = _run(tmp_path, f"kill:{rank}")
+@pytest.mark.parametrize(
+    ("how", "rank"), [("kill", 0), ("kill", 1), ("kill", 2), ("kill", 3), ("kill_of_all", 3)]
+)
+def test_a_killed_rank_ends_both_hosts(how: str, rank: int, tmp_path: Path) -> None:
+    ended = _run(tmp_path, f"{how}:{rank}")
     assert ended.sentences == [f"epbench: a rank died: rank {rank} at turn 2"]
     assert ended.codes == {other: 4 for other in range(4) if other != rank}
     assert ended.code != 0
@@ -143,6 +145,22 @@ def test_worlds_whose_nodes_are_no_hosts_are_skipped(
     ended = _run(tmp_path, "layout", order)
     assert (ended.code, ended.sentences) == (0, [])
     assert ended.said == [f"skipped: {reason}"] * _TURNS
+
+
+def test_device_cpu_needs_one_host(tmp_path: Path) -> None:
+    ended = _run(tmp_path, "cpu")
+    assert ended.sentences == [
+        "epbench: device cpu needs all ranks on one host, these are on 2: start them on one "
+        "(--nodes makes virtual nodes of its ranks)"
+    ]
+    assert ended.codes[0] == ended.code == 2
+
+
+def test_a_rank_that_a_lone_process_started_on_another_host(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.ranks", str(tmp_path / "elsewhere")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"epbench: {tmp_path / 'elsewhere'} is not on this host")
 
 
 def _state(host: int, **words: int) -> State:

@@ -56,7 +56,7 @@ def tell_ranks(page: Page, rows: Sequence[Row]) -> None:
         page.note(
             "ranks",
             f"{len(rows)} on {len(hosts)} hosts: device cpu needs all on one, start them there "
-            "(--nodes makes virtual nodes of its ranks)",
+            "(--nodes makes virtual nodes of its ranks); on device cuda hosts are nodes",
         )
     else:
         page.ok("ranks", f"{len(rows)} on one host have met")

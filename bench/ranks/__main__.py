@@ -9,9 +9,10 @@ import msgspec
 
 from bench.cases import CaseSpec
 from bench.ranks.rank import run_rank
-from bench.ranks.request import NEWS, News, read_request, supervisor_of
+from bench.ranks.request import NEWS, REQUEST, News, read_request, supervisor_of
 from bench.records.record import Case, Rank
-from comms.errors import RuntimeFailure
+from bench.running import say
+from comms.errors import RuntimeFailure, UsageError
 
 
 class _NewsSink:
@@ -45,6 +46,13 @@ class _NewsSink:
 
 def main(folder: Path) -> int:
     """Run as one rank and return the exit code."""
+    if not (folder / REQUEST).exists():
+        # It cannot be told as other ends are, but the parent repeats what launchers say.
+        say(
+            f"{folder} is not on this host: epbench starts ranks on its own host only; for several "
+            "let the launcher start epbench (srun or mpirun, then epbench run)"
+        )
+        return UsageError.exit_code
     request = read_request(folder)
     supervisor = supervisor_of(folder, request)
 
