@@ -72,9 +72,13 @@ _ON_CPU = tuple(
 )
 
 
+#: A GPU runs kernels as they are in Python, and those that stand in CUDA C++ as well.
+_ON_GPUS = msgspec.structs.replace(DEFAULTS["cuda"], impl=("numba", "cupy"))
+
+
 def _on_one_card(ranks: int, **axes: object) -> Grid:
     grid = msgspec.structs.replace(
-        DEFAULTS["cuda"], fabric=(ONE_CARD,), ranks_per_node=(ranks,), num_sms=(8,)
+        _ON_GPUS, fabric=(ONE_CARD,), ranks_per_node=(ranks,), num_sms=(8,)
     )
     return msgspec.structs.replace(grid, **axes)
 
@@ -102,7 +106,7 @@ _ON_ONE_CARD = (
 
 def _on_cards(nodes: int, *kernels: str) -> tuple[Grid, ...]:
     """Return kernels on GPUs of their own, and NCCL with their SMs and with as many as it wants."""
-    cards = msgspec.structs.replace(DEFAULTS["cuda"], nodes=(nodes,), form=("fresh", "cached"))
+    cards = msgspec.structs.replace(_ON_GPUS, nodes=(nodes,), form=("fresh", "cached"))
     library = (LIBRARY_SMS,)
     return (
         msgspec.structs.replace(cards, kernel=kernels, num_sms=(8, 16, 20)),

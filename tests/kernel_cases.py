@@ -10,9 +10,11 @@ import numpy as np
 from bench.cases import CaseSpec
 from bench.expand import expand
 from bench.grid import Grid
-from bench.records.record import Form, Op
+from bench.records.record import Form, Impl, Op
 from bench.workloads.presets import PRESETS
-from kernels.registry import find_protocol, kernel_names, variants
+from kernels.cxx import MAX_WARPS
+from kernels.protocol import KernelLaunch
+from kernels.registry import find_protocol, impls, kernel_names, variants
 from kernels.rows import row_bytes
 
 
@@ -23,6 +25,16 @@ def protocols(device: str) -> tuple[tuple[str, str], ...]:
         for kernel in kernel_names()
         for variant in variants(kernel)
         if device in find_protocol(kernel, variant).devices
+    )
+
+
+def own_kernels() -> tuple[tuple[str, str, Impl], ...]:
+    """Return every kernel that device cuda compiles, in each of the ways that it is written."""
+    return tuple(
+        (kernel, variant, impl)
+        for kernel, variant in protocols("cuda")
+        if find_protocol(kernel, variant).library is None
+        for impl in impls(kernel, variant)
     )
 
 
@@ -63,9 +75,13 @@ class KernelCase:
             moved = msgspec.structs.replace(moved, nodes=(2,), ranks_per_node=(ranks // 2,))
         return replace(self, grid=moved)
 
-    def spec(self, kernel: str, variant: str, form: Form, folder: Path) -> CaseSpec:
+    def spec(
+        self, kernel: str, variant: str, form: Form, folder: Path, impl: Impl = "numba"
+    ) -> CaseSpec:
         """Return the spec of a kernel at this point; routing files go to `folder`."""
-        grid = msgspec.structs.replace(self.grid, kernel=(f"{kernel}/{variant}",), form=(form,))
+        grid = msgspec.structs.replace(
+            self.grid, kernel=(f"{kernel}/{variant}",), form=(form,), impl=(impl,)
+        )
         if self.write_routing:
             grid = msgspec.structs.replace(grid, routing=(self.write_routing(folder),))
         (spec,) = expand([msgspec.structs.replace(grid, knob=())])
@@ -81,6 +97,8 @@ def refusal(spec: CaseSpec, op: Op) -> str | None:
         return NO_RAIL
     if spec.kernel == "ring" and spec.nodes > 1:
         return ONE_NODE
+    if spec.impl == "cupy" and _most_warps(spec) > MAX_WARPS:
+        return f"in CUDA C++ must be at most {MAX_WARPS}"
     if spec.kernel in IN_PAIRS and spec.num_sms % 2:
         return f"must be even, got {spec.num_sms}"
     if spec.kernel not in ("direct", "low_latency") or spec.nodes == 1:
@@ -88,6 +106,16 @@ def refusal(spec: CaseSpec, op: Op) -> str | None:
     if spec.variant == "pull" and op != "dispatch":
         return ONE_NODE
     return NO_PATH if spec.fabric.cross_rail == "forbidden" else None
+
+
+def _most_warps(spec: CaseSpec) -> int:
+    protocol, shape = spec.protocol(), spec.shape()
+    return max(
+        launch.warps(shape)
+        for op in ("dispatch", "combine")
+        for launch in protocol.launches(op, "fresh")
+        if isinstance(launch, KernelLaunch)
+    )
 
 
 def write_matrix(folder: Path) -> str:

@@ -9,6 +9,7 @@ from sass_for_tests import FOLDER, bulk, code_of, compiles, cubin, ldst, stored
 from bench.asm import tools
 from bench.asm.accesses import count_accesses
 from bench.asm.flow import find_loops, in_step, walk
+from bench.asm.rows import find_ldst_loops
 from bench.asm.sass import Resources, read_instructions, read_resources
 from bench.asm.symbols import function_addresses
 from comms.errors import RuntimeFailure
@@ -363,6 +364,24 @@ def test_the_loop_with_most_wide_accesses_is_the_row_loop() -> None:
     """
     (loop,) = ldst(code_of(text))
     assert (loop.num_instructions, loop.num_accesses, loop.lane_bytes) == (5, 4, 32)
+
+
+def test_a_loop_that_only_stores_moves_no_row_where_another_does() -> None:
+    clears = """
+        STG.E.128 [R12.64],RZ
+        STG.E.128 [R14.64],RZ
+        @P0 BRA 0x0"""
+    copies = """
+        LDG.E.128 R4,[R2.64]
+        STG.E.128 [R12.64],R4
+        @P0 BRA 0x30
+        EXIT
+    """
+    (loop,) = ldst(code_of(clears + copies))
+    assert (loop.num_accesses, loop.lane_bytes) == (2, 16)
+    alone = find_loops(code_of(clears))
+    assert [each.num_accesses for each in find_ldst_loops(alone)] == [2]
+    assert find_ldst_loops(alone, has_bulk=True) == []
 
 
 def test_a_loop_around_a_row_loop_is_none() -> None:

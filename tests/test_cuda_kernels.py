@@ -8,9 +8,9 @@ import pytest
 from cuda_world import fake_gpu, outcome, run_on_cards, run_on_one_card
 from fake_collectives import FakeCollectives
 from fake_streams import FakeGpu
-from kernel_cases import ACROSS_NODES, protocols, write_few_tokens
+from kernel_cases import ACROSS_NODES, own_kernels, protocols, write_few_tokens
 
-from bench.records.record import Form
+from bench.records.record import Form, Impl
 from bench.timing import Timing
 from comms.cuda.kept_nccl import KeptNccl
 from kernels.devices import cuda_library
@@ -19,7 +19,7 @@ from kernels.registry import find_protocol
 PASSED = dict.fromkeys(("dispatch", "combine", "pair"), ("passed", None))
 _CHECKED = Timing(num_iters=0, num_warmup=0, timeout_s=20.0)
 _HERE = protocols("cuda")
-_OURS = [(kernel, one) for kernel, one in _HERE if find_protocol(kernel, one).library is None]
+_OURS = own_kernels()
 _HOSTED = [
     (kernel, one)
     for kernel, one in _HERE
@@ -35,7 +35,7 @@ def gpu(tmp_path: Path) -> Iterator[FakeGpu]:
 
 
 def test_all_kernels_are_here_but_models() -> None:
-    assert {kernel for kernel, _ in _OURS} == {
+    assert {kernel for kernel, _, _ in _OURS} == {
         *("direct", "two_hop", "ring", "ring_two_hop", "low_latency")
     }
     assert {kernel for kernel, _ in _HOSTED} == {"nccl", "two_hop"}
@@ -43,14 +43,15 @@ def test_all_kernels_are_here_but_models() -> None:
 
 
 @pytest.mark.parametrize("form", ["fresh", "cached"])
-@pytest.mark.parametrize(("kernel", "variant"), _OURS)
+@pytest.mark.parametrize(("kernel", "variant", "impl"), _OURS)
 def test_kernels_are_right_on_ranks_that_share_a_card(
-    gpu: FakeGpu, kernel: str, variant: str, form: Form
+    gpu: FakeGpu, kernel: str, variant: str, impl: Impl, form: Form
 ) -> None:
     nodes = 2 if kernel in ACROSS_NODES else 1
     cases = run_on_one_card(
         _CHECKED,
         kernel=(f"{kernel}/{variant}",),
+        impl=(impl,),
         form=(form,),
         nodes=(nodes,),
         ranks_per_node=(4 // nodes,),
@@ -59,14 +60,15 @@ def test_kernels_are_right_on_ranks_that_share_a_card(
     assert gpu.machine.left() == []
 
 
-@pytest.mark.parametrize(("kernel", "variant"), _OURS)
+@pytest.mark.parametrize(("kernel", "variant", "impl"), _OURS)
 def test_ranks_on_one_card_have_tokens_of_their_own(
-    gpu: FakeGpu, kernel: str, variant: str, tmp_path: Path
+    gpu: FakeGpu, kernel: str, variant: str, impl: Impl, tmp_path: Path
 ) -> None:
     nodes = 2 if kernel in ACROSS_NODES else 1
     cases = run_on_one_card(
         _CHECKED,
         kernel=(f"{kernel}/{variant}",),
+        impl=(impl,),
         nodes=(nodes,),
         ranks_per_node=(8 // nodes,),
         num_experts=256,
@@ -76,11 +78,18 @@ def test_ranks_on_one_card_have_tokens_of_their_own(
     assert outcome(cases) == PASSED
 
 
-@pytest.mark.parametrize(("kernel", "variant"), _OURS)
-def test_kernels_are_right_on_cards_of_their_own(gpu: FakeGpu, kernel: str, variant: str) -> None:
+@pytest.mark.parametrize(("kernel", "variant", "impl"), _OURS)
+def test_kernels_are_right_on_cards_of_their_own(
+    gpu: FakeGpu, kernel: str, variant: str, impl: Impl
+) -> None:
     nodes = 2 if kernel in ACROSS_NODES else 1
     for cases in run_on_cards(
-        2, _CHECKED, kernel=(f"{kernel}/{variant}",), nodes=(nodes,), ranks_per_node=(2 // nodes,)
+        2,
+        _CHECKED,
+        kernel=(f"{kernel}/{variant}",),
+        impl=(impl,),
+        nodes=(nodes,),
+        ranks_per_node=(2 // nodes,),
     ):
         assert outcome(cases) == PASSED
     assert gpu.machine.left() == []

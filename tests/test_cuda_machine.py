@@ -21,7 +21,7 @@ LAYOUT = Layout({"flags": 64, "meet": 16})
 def _fields(name: str) -> list[str]:
     """Return the int64 fields of a struct of `machine.cuh`, in order."""
     text = (CUH / "machine.cuh").read_text()
-    body = re.search(rf"struct {name} {{(.*?)\n}};", text, re.DOTALL)
+    body = re.search(rf"struct (?:alignas\(\d+\) )?{name} {{(.*?)\n}};", text, re.DOTALL)
     assert body
     lines = [line.partition("//")[0] for line in body[1].splitlines()]
     declared = [re.fullmatch(r"\s*i64 (.*);\s*", line) for line in lines if line.strip()]
@@ -31,7 +31,7 @@ def _fields(name: str) -> list[str]:
 
 def _constant(name: str) -> int:
     text = "".join(path.read_text() for path in sorted(CUH.glob("*.cuh")))
-    found = re.search(rf"constexpr (?:int|i64) {name} = (-?\d+);", text)
+    found = re.search(rf"constexpr (?:int|i32|i64) {name} = (-?\d+);", text)
     assert found
     return int(found[1])
 

@@ -186,10 +186,11 @@ def _row_loops(
     loops = find_loops(code)
     found: list[RowLoop] = []
     bulk = find_bulk_loop(loops, code)
-    if bulk is not None and any(map(loads_in_bulk, code)):
+    has_bulk = bulk is not None and any(map(loads_in_bulk, code))
+    if bulk is not None and has_bulk:
         under_way = stages_bytes if held.blocks else 0
         found.append(_row_loop("bulk", bulk, under_way, target, fabric))
-    for loop in find_ldst_loops(loops):
+    for loop in find_ldst_loops(loops, has_bulk=has_bulk):
         under_way = loop.lane_bytes_in_flight * LANES * target.num_warps if held.blocks else 0
         found.append(_row_loop("ldst", loop, under_way, target, fabric))
     return found

@@ -5,7 +5,9 @@ engine, from global to shared memory or back.
 
 Row loops of `ldst` are those with 128-bit accesses of global memory that have no such loop inside
 them. A loop that loads more than it stores sums rows, any other copies them. Of each kind it is the
-one with most of these accesses, of equals the one with fewest instructions. The row loop of `bulk`
+one with most of these accesses, of equals the one with fewest instructions; one that only loads or
+only stores is none, unless nothing else moves rows, as where a row that was loaded goes to several
+places. The row loop of `bulk`
 is likewise the one with most bulk copies. Instructions of a loop count once each, whichever way its
 branches go, those of loops inside it too; NOPs do not, nor do functions that it calls.
 """
@@ -92,12 +94,18 @@ class BulkLoop:
         return self.num_instructions * WARP_BYTES / self.warp_bytes
 
 
-def find_ldst_loops(loops: Sequence[Loop]) -> list[LdstLoop]:
+def find_ldst_loops(loops: Sequence[Loop], *, has_bulk: bool = False) -> list[LdstLoop]:
     """Return the loops that move rows by loads and stores: at most one that copies and one that
     sums, that with more accesses first.
+
+    Args:
+        loops: of the function.
+        has_bulk: whether bulk copies move rows there.
     """
     found: dict[str, LdstLoop] = {}
-    for loop in _hottest(loops, _is_wide_row_access):
+    hottest = _hottest(loops, _is_wide_row_access)
+    whole = [loop for loop in hottest if _has(loop, GLOBAL_LOADS) and _has(loop, GLOBAL_STORES)]
+    for loop in whole if whole or has_bulk else hottest:
         told = LdstLoop(
             _num_instructions(loop),
             sum(map(_is_wide_row_access, loop.instructions)),
@@ -151,6 +159,10 @@ def _hottest(loops: Sequence[Loop], wanted: Callable[[Instruction], bool]) -> li
 
 def _is_wide_row_access(instruction: Instruction) -> bool:
     return is_row_access(instruction) and bits_of(instruction) >= ROW_BITS
+
+
+def _has(loop: Loop, names: Sequence[str]) -> bool:
+    return any(each.name in names and _is_wide_row_access(each) for each in loop.instructions)
 
 
 def _size(loop: Loop) -> tuple[int, int]:

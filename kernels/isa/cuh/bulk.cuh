@@ -34,7 +34,8 @@ EP_DYNAMIC_SHARED(Vec, bulk_stages);
 EP_FN void init_bulk() {
   const int warp = thread_index() / LANES;
   if (lane_id() != 0) return;
-  for (int stage = 0; stage < NUM_STAGES; ++stage) init_barrier(&bulk_state.barriers[warp][stage], 1);
+  for (int stage = 0; stage < NUM_STAGES; ++stage)
+    init_barrier(&bulk_state.barriers[warp][stage], 1);
   bulk_state.num_loads[warp] = 0;
   publish_barriers();
 }

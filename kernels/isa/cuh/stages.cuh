@@ -83,7 +83,8 @@ struct Stages {
     if (ballot(!try_barrier(barrier(place), place.parity)) == 0) return;
     Patience patience;
     while (ballot(!try_barrier(barrier(place), place.parity)) != 0)
-      leave_if(lane_id() == 0 ? patience.spent() : 0, NO_FLAG, 0, BYTES, place_of(EP_STAGES_TAG, __LINE__));
+      leave_if(lane_id() == 0 ? patience.spent() : 0, NO_FLAG, 0, BYTES,
+               place_of(EP_STAGES_TAG, __LINE__));
   }
 
   // One lane waits; returns why it must not wait longer, else 0.

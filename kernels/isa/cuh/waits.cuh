@@ -26,7 +26,8 @@ struct Patience {
 };
 
 // Says where a wait has failed, unless another has, ends all kernels of the node, and leaves.
-[[noreturn]] EP_COLD_FN void report_and_leave(i32 cause, i64 offset, i64 seen, i64 wanted, i64 line) {
+[[noreturn]] EP_COLD_FN void report_and_leave(i32 cause, i64 offset, i64 seen, i64 wanted,
+                                              i64 line) {
   const i64 address = ep_machine.report;
   const i32 rank = static_cast<i32>(own_rank());
   if (lane_id() == 0 && compare_swap(address, 0, cause) == 0) {
