@@ -152,7 +152,7 @@ MUTANTS = {
         "direct/push",
         Mutation(
             "cuh/copies.cuh",
-            "fence_system();\n    add_relaxed(flag.address, flag.value);",
+            "release_system();\n    add_relaxed(flag.address, flag.value);",
             "add_relaxed(flag.address, flag.value);",
         ),
         _TSAN,
@@ -179,7 +179,7 @@ MUTANTS = {
     ),
     "rows are received before they are there": (
         "low_latency/fused",
-        Mutation("dispatch.cu", "&& load_acquire(flag) >= wanted", ""),
+        Mutation("dispatch.cu", "&& load_polled(flag) >= wanted", ""),
         _PLAIN,
     ),
     "counts are not awaited": (

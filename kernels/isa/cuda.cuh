@@ -29,6 +29,11 @@ struct alignas(16) Vec {
 #include "cuh/host.h"
 #else
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && \
+    (__CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 8))
+#define EP_HAS_ONE_WAY_FENCES 1
+#endif
+
 #define EP_FN __device__ __forceinline__
 // What runs seldom is called, not inlined: its registers and its code are not the loops'.
 #define EP_COLD_FN __device__ __noinline__
@@ -149,7 +154,29 @@ EP_FN i64 compare_swap(i64 address, i64 expected, i64 value) {
                : "memory");
   return before;
 }
-EP_FN void fence_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+// Words that are loaded until they are what is wanted, and the acquire once they are: L1 is emptied
+// then, and not by every look.
+EP_FN i64 load_polled(i64 address) {
+#ifdef EP_HAS_ONE_WAY_FENCES
+  return load_relaxed(address);
+#else
+  return load_acquire(address);
+#endif
+}
+EP_FN void acquire_polled() {
+#ifdef EP_HAS_ONE_WAY_FENCES
+  asm volatile("fence.acquire.sys;" ::: "memory");
+#endif
+}
+// A release for the relaxed writes of words that follow. One that is no acquire as well, where there
+// is such a fence, leaves L1 what it has.
+EP_FN void release_system() {
+#ifdef EP_HAS_ONE_WAY_FENCES
+  asm volatile("fence.release.sys;" ::: "memory");
+#else
+  asm volatile("fence.acq_rel.sys;" ::: "memory");
+#endif
+}
 
 // Memory that this rank's lanes alone use during a launch, or that they have acquired.
 EP_FN i32 load_i32(i64 address) {

@@ -16,7 +16,7 @@ namespace ep {
 EP_FN void tell_now(i64 flag, i64 value) {
   sync_warp();
   if (lane_id() != 0) return;
-  fence_system();
+  release_system();
   add_relaxed(flag, value);
 }
 
@@ -56,7 +56,7 @@ class AnyCopies {
     const u32 place = num_written_++ % NUM_RECORDS;
     if (!TELLS || !records_->chunks[place].tells) return;
     const CopyFlag flag = records_->flags[place];
-    fence_system();
+    release_system();
     add_relaxed(flag.address, flag.value);
   }
 

@@ -31,9 +31,12 @@ struct Late {
 
 // Whether this lane's row is late for any lane; tells which flag the first of those awaits.
 EP_FN bool is_any_late(bool has_flag, i64 offset, i64 wanted, Late& late) {
-  const i64 seen = has_flag ? load_acquire(own(offset)) : wanted;
+  const i64 seen = has_flag ? load_polled(own(offset)) : wanted;
   const u32 lanes = ballot(seen < wanted);
-  if (lanes == 0) return false;
+  if (lanes == 0) {
+    acquire_polled();
+    return false;
+  }
   const int one = first_bit(lanes);
   late = {shuffle(offset, one), shuffle(seen, one), shuffle(wanted, one)};
   return true;
