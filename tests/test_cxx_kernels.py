@@ -177,6 +177,11 @@ MUTANTS = {
         Mutation("cuh/sums.cuh", "      fence_stages_to_bulk();\n", ""),
         _TSAN,
     ),
+    "stages are loaded while counters are there": (
+        "low_latency/fused",
+        Mutation("dispatch.cu", "    copies.stages_used();\n", ""),
+        _TSAN,
+    ),
     "rows are received before they are there": (
         "low_latency/fused",
         Mutation("dispatch.cu", "&& load_polled(flag) >= wanted", ""),

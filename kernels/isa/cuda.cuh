@@ -397,9 +397,10 @@ EP_FN void bulk_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 EP_FN void bulk_wait_all() { bulk_wait<0>(); }
-// Orders what loads, stores and acquires have done before what the copy engine does.
-EP_FN void fence_to_bulk() { asm volatile("fence.proxy.async;" ::: "memory"); }
-// The same for what was done to stages only.
+// Orders what loads, stores and acquires have done to global memory before what the copy engine
+// does there. Without `.global` it would wait for this lane's stores, too.
+EP_FN void fence_to_bulk() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+// The same for what was done to stages.
 EP_FN void fence_stages_to_bulk() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

@@ -113,7 +113,7 @@ EP_FN void send_rows(const Params& p, Team team, i64 epoch) {
     const ExpertCounts counts(p.counts_addr + index * p.counts_bytes);
     const int num_rows = list_stream(p, stream, entries, counts);
     // The counters were where stages are.
-    copies.acquired();
+    copies.stages_used();
     const i64 batch = cut.is_near(stream.peer) ? p.near_batch : p.far_batch;
     send_stream(p, stream, entries, num_rows, static_cast<int>(batch), epoch, copies);
   }

@@ -107,6 +107,12 @@ class AnyCopies {
     if (lane_id() == 0) fence_to_bulk();
   }
 
+  // Orders what lanes have done to the stages before the copies that follow.
+  EP_FN void stages_used() {
+    sync_warp();
+    if (lane_id() == 0) fence_stages_to_bulk();
+  }
+
   EP_FN void add(i64 target, i64 source, i64 num_bytes) {
     sync_warp();
     i64 cause = 0;
@@ -142,6 +148,7 @@ class AnyCopies {
  public:
   EP_FN void begin() {}
   EP_FN void acquired() {}
+  EP_FN void stages_used() {}
   EP_FN void add(i64 target, i64 source, i64 num_bytes) {
     sync_warp();
     copy_vecs(target, source, num_bytes);

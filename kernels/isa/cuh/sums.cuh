@@ -99,14 +99,14 @@ class PieceLoader {
         if (!waits) return false;
         give_up_if(patience, late);
       }
+      // Whoever has seen that the rows are there, the copy engine reads them.
+      sync_warp();
+      fence_to_bulk();
       if (rows_.num_rows == 0)
         clear_columns(rows_.out, begin_, end_);
       else
         column_ = begin_;
     }
-    // Whoever has seen that the rows are there, the copy engine reads them.
-    sync_warp();
-    fence_to_bulk();
     num_bytes_ = smaller(PIECE_BYTES, end_ - column_);
     piece_ = rows_.address + column_;
     row_ = 0, num_rows_ = rows_.num_rows;
