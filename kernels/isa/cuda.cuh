@@ -341,6 +341,20 @@ EP_FN u32 to_e4m3x2(float low, float high) {
 #define EP_HAS_BULK 1
 // Bulk copies: one lane asks, the copy engine of the SM moves rows through shared memory. A load
 // ends on an mbarrier; stores are awaited by the lane that asked for them.
+//
+// True for one lane, always the same; all lanes must come. A bulk copy has its operands in registers
+// of the warp: where more lanes than one might ask, it is in a loop over them.
+EP_FN bool is_elected() {
+  u32 elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(elected)::"memory");
+  return elected != 0;
+}
 EP_FN void init_barrier(u64* barrier, u32 count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
                : "memory");
