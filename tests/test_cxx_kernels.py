@@ -152,7 +152,7 @@ MUTANTS = {
         "direct/push",
         Mutation(
             "cuh/copies.cuh",
-            "fence_system();\n    add_relaxed(flag.address, flag.value);",
+            "release_system();\n    add_relaxed(flag.address, flag.value);",
             "add_relaxed(flag.address, flag.value);",
         ),
         _TSAN,
@@ -177,9 +177,14 @@ MUTANTS = {
         Mutation("cuh/sums.cuh", "      fence_stages_to_bulk();\n", ""),
         _TSAN,
     ),
+    "stages are loaded while counters are there": (
+        "low_latency/fused",
+        Mutation("dispatch.cu", "    copies.stages_used();\n", ""),
+        _TSAN,
+    ),
     "rows are received before they are there": (
         "low_latency/fused",
-        Mutation("dispatch.cu", "&& load_acquire(flag) >= wanted", ""),
+        Mutation("dispatch.cu", "&& load_polled(flag) >= wanted", ""),
         _PLAIN,
     ),
     "counts are not awaited": (

@@ -198,7 +198,7 @@ def test_turns_in_any_order_give_the_same() -> None:
             "store_release(at(rank, offset), value)",
             "store_relaxed(at(rank, offset), value)",
         ),
-        ("copy_row", "cuh/releases.cuh", "if (lane_id() == 0) fence_system();", ""),
+        ("copy_row", "cuh/releases.cuh", "if (lane_id() == 0) release_system();", ""),
         (
             "copy_row",
             "cuh/waits.cuh",

@@ -231,13 +231,13 @@ extern "C" __global__ void fences(i64 flag, i64 data, i64 leave_out) {
   if (lane_id() != 0) return;
   if (block_index() == 0) {
     store_i64(data, 7);
-    if (leave_out != 1) fence_system();
+    if (leave_out != 1) release_system();
     if (leave_out == 2) store_i64(data, 7);
     store_relaxed(flag, 1);
   } else {
-    while (load_relaxed(flag) == 0) {
+    while (load_polled(flag) == 0) {
     }
-    if (leave_out != 3) fence_system();
+    if (leave_out != 3) acquire_polled();
     store_i64(data + 8, load_i64(data));
   }
 }

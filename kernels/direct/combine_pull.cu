@@ -58,7 +58,7 @@ EP_FN void combine_pull(const Params& p) {
   const bool is_rank = has_lane(p.world_size);
   if (warp == 0) {
     if (sm == 0) {
-      fence_system();
+      release_system();
       if (is_rank) add_relaxed(at(lane_id(), p.ready + 8 * p.rank), 1);
     }
     wait_all(p.ready, 8, p.world_size, epoch, EP_HERE);
@@ -71,7 +71,7 @@ EP_FN void combine_pull(const Params& p) {
 
   sync_block();
   if (warp != 0) return;
-  fence_system();
+  release_system();
   if (is_rank) add_relaxed(at(lane_id(), p.read), 1);
   store_word(p.rank, p.combine_epoch + 8 * sm, epoch);
   if (sm == 0) wait_ge(p.read, epoch * p.world_size * p.num_sms, EP_HERE);

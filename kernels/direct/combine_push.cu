@@ -128,7 +128,7 @@ EP_FN void combine_push(const Params& p) {
   const int sm = block_index(), warp = warp_index();
   const i64 epoch = load_word(p.combine_epoch + 8 * sm) + 1;
   if (sm == 0 && warp == 0) {
-    fence_system();
+    release_system();
     if (has_lane(p.world_size)) add_relaxed(at(lane_id(), p.ready + 8 * p.rank), 1);
   }
   const i64 num_reducers = NUM_WARPS - p.push_warps;

@@ -29,6 +29,11 @@ struct alignas(16) Vec {
 #include "cuh/host.h"
 #else
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && \
+    (__CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 8))
+#define EP_HAS_ONE_WAY_FENCES 1
+#endif
+
 #define EP_FN __device__ __forceinline__
 // What runs seldom is called, not inlined: its registers and its code are not the loops'.
 #define EP_COLD_FN __device__ __noinline__
@@ -149,7 +154,29 @@ EP_FN i64 compare_swap(i64 address, i64 expected, i64 value) {
                : "memory");
   return before;
 }
-EP_FN void fence_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+// Words that are loaded until they are what is wanted, and the acquire once they are: L1 is emptied
+// then, and not by every look.
+EP_FN i64 load_polled(i64 address) {
+#ifdef EP_HAS_ONE_WAY_FENCES
+  return load_relaxed(address);
+#else
+  return load_acquire(address);
+#endif
+}
+EP_FN void acquire_polled() {
+#ifdef EP_HAS_ONE_WAY_FENCES
+  asm volatile("fence.acquire.sys;" ::: "memory");
+#endif
+}
+// A release for the relaxed writes of words that follow. One that is no acquire as well, where there
+// is such a fence, leaves L1 what it has.
+EP_FN void release_system() {
+#ifdef EP_HAS_ONE_WAY_FENCES
+  asm volatile("fence.release.sys;" ::: "memory");
+#else
+  asm volatile("fence.acq_rel.sys;" ::: "memory");
+#endif
+}
 
 // Memory that this rank's lanes alone use during a launch, or that they have acquired.
 EP_FN i32 load_i32(i64 address) {
@@ -314,6 +341,20 @@ EP_FN u32 to_e4m3x2(float low, float high) {
 #define EP_HAS_BULK 1
 // Bulk copies: one lane asks, the copy engine of the SM moves rows through shared memory. A load
 // ends on an mbarrier; stores are awaited by the lane that asked for them.
+//
+// True for one lane, always the same; all lanes must come. A bulk copy has its operands in registers
+// of the warp: where more lanes than one might ask, it is in a loop over them.
+EP_FN bool is_elected() {
+  u32 elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(elected)::"memory");
+  return elected != 0;
+}
 EP_FN void init_barrier(u64* barrier, u32 count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
                : "memory");
@@ -370,9 +411,10 @@ EP_FN void bulk_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 EP_FN void bulk_wait_all() { bulk_wait<0>(); }
-// Orders what loads, stores and acquires have done before what the copy engine does.
-EP_FN void fence_to_bulk() { asm volatile("fence.proxy.async;" ::: "memory"); }
-// The same for what was done to stages only.
+// Orders what loads, stores and acquires have done to global memory before what the copy engine
+// does there. Without `.global` it would wait for this lane's stores, too.
+EP_FN void fence_to_bulk() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+// The same for what was done to stages.
 EP_FN void fence_stages_to_bulk() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

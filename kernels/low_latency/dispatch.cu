@@ -113,7 +113,7 @@ EP_FN void send_rows(const Params& p, Team team, i64 epoch) {
     const ExpertCounts counts(p.counts_addr + index * p.counts_bytes);
     const int num_rows = list_stream(p, stream, entries, counts);
     // The counters were where stages are.
-    copies.acquired();
+    copies.stages_used();
     const i64 batch = cut.is_near(stream.peer) ? p.near_batch : p.far_batch;
     send_stream(p, stream, entries, num_rows, static_cast<int>(batch), epoch, copies);
   }
@@ -156,11 +156,12 @@ EP_FN void await_counts(const Params& p, Team team, i64 first, i64 last, i64 beg
     i64 word = wanted;
     Patience patience;
     for (u32 late = ALL_LANES; late != 0;) {
-      if (exists) word = load_acquire(own(flag));
+      if (exists) word = load_polled(own(flag));
       late = ballot(word < wanted);
       const i64 cause = late != 0 && lane_id() == 0 ? patience.spent() : 0;
       leave_if(cause, counted + 8 * (begin + first_bit(late)), word, wanted, EP_HERE);
     }
+    acquire_polled();
     const i32 count = static_cast<i32>(word);
     const i32 before = sum_before(count);
     if (exists) store_i32(begins + 4 * (begin + lane_id()), total + before);
@@ -211,13 +212,14 @@ EP_FN void receive_batch(const Params& p, int source, i64 row, bool exists, int 
   const i64 begins = p.begins_addr + block_index() * p.begins_bytes;
   Patience patience;
   for (u32 left = ballot(exists); left != 0;) {
-    const bool is_here = (left >> lane_id() & 1) && load_acquire(flag) >= wanted;
+    const bool is_here = (left >> lane_id() & 1) && load_polled(flag) >= wanted;
     const u32 here = ballot(is_here);
     if (here == 0) {
       leave_if(lane_id() == 0 ? patience.spent() : 0, p.arrived + 8 * source * p.num_parts, 0,
                wanted, EP_HERE);
       continue;
     }
+    acquire_polled();
     patience = {};
     left &= ~here;
     i32 place = 0;

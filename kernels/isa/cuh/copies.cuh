@@ -1,6 +1,6 @@
 // Rows that a warp copies one after another, with flags that tell of them when they are there.
 //
-// With bulk copies a row passes through NUM_STAGES stages in chunks. Lane 0 asks for LOADS_AHEAD
+// With bulk copies a row passes through NUM_STAGES stages in chunks. One lane asks for LOADS_AHEAD
 // loads before it stores the first of them, and fills a stage again when its store has read it. A
 // flag is added to when the row's stores have been written, MOST_UNWRITTEN chunks later or at
 // `finish`: the warp does not wait for acknowledgements over NVLink in between. What is still owed
@@ -16,7 +16,7 @@ namespace ep {
 EP_FN void tell_now(i64 flag, i64 value) {
   sync_warp();
   if (lane_id() != 0) return;
-  fence_system();
+  release_system();
   add_relaxed(flag, value);
 }
 
@@ -56,7 +56,7 @@ class AnyCopies {
     const u32 place = num_written_++ % NUM_RECORDS;
     if (!TELLS || !records_->chunks[place].tells) return;
     const CopyFlag flag = records_->flags[place];
-    fence_system();
+    release_system();
     add_relaxed(flag.address, flag.value);
   }
 
@@ -104,13 +104,19 @@ class AnyCopies {
   // Orders what this warp has acquired before the copies that follow.
   EP_FN void acquired() {
     sync_warp();
-    if (lane_id() == 0) fence_to_bulk();
+    if (is_elected()) fence_to_bulk();
+  }
+
+  // Orders what lanes have done to the stages before the copies that follow.
+  EP_FN void stages_used() {
+    sync_warp();
+    if (is_elected()) fence_stages_to_bulk();
   }
 
   EP_FN void add(i64 target, i64 source, i64 num_bytes) {
     sync_warp();
     i64 cause = 0;
-    if (lane_id() == 0) {
+    if (is_elected()) {
       const u32 size = static_cast<u32>(num_bytes), chunk = chunk_of(size, STAGE_BYTES);
 #pragma unroll 1
       for (u32 begin = 0; begin < size && cause == 0; begin += chunk)
@@ -123,7 +129,7 @@ class AnyCopies {
   EP_FN void tell(i64 flag, i64 value) {
     static_assert(TELLS);
     sync_warp();
-    if (lane_id() != 0) return;
+    if (!is_elected()) return;
     const u32 place = (num_loaded_ - 1) % NUM_RECORDS;
     records_->flags[place] = {flag, value};
     records_->chunks[place].tells = 1;
@@ -131,7 +137,7 @@ class AnyCopies {
 
   EP_FN void finish() {
     sync_warp();
-    leave_if(lane_id() == 0 ? store_all() : 0, NO_FLAG, 0, 0, place_of(EP_COPIES_TAG, __LINE__));
+    leave_if(is_elected() ? store_all() : 0, NO_FLAG, 0, 0, place_of(EP_COPIES_TAG, __LINE__));
   }
 };
 
@@ -142,6 +148,7 @@ class AnyCopies {
  public:
   EP_FN void begin() {}
   EP_FN void acquired() {}
+  EP_FN void stages_used() {}
   EP_FN void add(i64 target, i64 source, i64 num_bytes) {
     sync_warp();
     copy_vecs(target, source, num_bytes);

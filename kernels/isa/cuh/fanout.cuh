@@ -30,7 +30,7 @@ class Fanout {
   EP_FN void load_next() {
     if (source_ == end_) return;
     const u32 size = size_at(begin_);
-    if (lane_id() == 0) {
+    if (is_elected()) {
       // Other lanes have seen that their stores have read the stage.
       fence_stages_to_bulk();
       ring_.load(loading_, source_, size);

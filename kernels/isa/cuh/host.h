@@ -162,7 +162,9 @@ EP_FN i64 compare_swap(i64 address, i64 expected, i64 value) {
                               __ATOMIC_RELAXED);
   return expected;
 }
-EP_FN void fence_system() { host::fence(); }
+EP_FN i64 load_polled(i64 address) { return load_relaxed(address); }
+EP_FN void acquire_polled() { host::fence_acquire(); }
+EP_FN void release_system() { host::fence_release(); }
 
 EP_FN i32 load_i32(i64 address) { return *host_pointer<i32>(address); }
 EP_FN i64 load_i64(i64 address) { return *host_pointer<i64>(address); }

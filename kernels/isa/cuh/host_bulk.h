@@ -6,6 +6,7 @@
 
 namespace ep {
 
+EP_FN bool is_elected() { return first_bit(ballot(true)) == lane_id(); }
 EP_FN void init_barrier(u64* barrier, u32 count) { host::init_barrier(barrier, count); }
 EP_FN void publish_barriers() { host::publish_barriers(); }
 EP_FN void expect_bytes(u64* barrier, u32 num_bytes) { host::arrive_barrier(barrier, num_bytes); }

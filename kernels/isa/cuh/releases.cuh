@@ -9,7 +9,7 @@ namespace ep {
 EP_FN void fence_release() {
   sync_warp();
   finish_bulk();
-  if (lane_id() == 0) fence_system();
+  if (lane_id() == 0) release_system();
   sync_warp();
 }
 

@@ -62,7 +62,7 @@ struct Stages {
 #pragma unroll 1
       for (u32 stage = 0; stage < COUNT; ++stage) init_barrier(barrier({stage, 0}), 1);
       publish_barriers();
-      fence_to_bulk();
+      fence_stages_to_bulk();
     }
     sync_warp();
   }

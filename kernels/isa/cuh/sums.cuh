@@ -31,9 +31,12 @@ struct Late {
 
 // Whether this lane's row is late for any lane; tells which flag the first of those awaits.
 EP_FN bool is_any_late(bool has_flag, i64 offset, i64 wanted, Late& late) {
-  const i64 seen = has_flag ? load_acquire(own(offset)) : wanted;
+  const i64 seen = has_flag ? load_polled(own(offset)) : wanted;
   const u32 lanes = ballot(seen < wanted);
-  if (lanes == 0) return false;
+  if (lanes == 0) {
+    acquire_polled();
+    return false;
+  }
   const int one = first_bit(lanes);
   late = {shuffle(offset, one), shuffle(seen, one), shuffle(wanted, one)};
   return true;
@@ -96,14 +99,14 @@ class PieceLoader {
         if (!waits) return false;
         give_up_if(patience, late);
       }
+      // Whoever has seen that the rows are there, the copy engine reads them.
+      sync_warp();
+      fence_to_bulk();
       if (rows_.num_rows == 0)
         clear_columns(rows_.out, begin_, end_);
       else
         column_ = begin_;
     }
-    // Whoever has seen that the rows are there, the copy engine reads them.
-    sync_warp();
-    fence_to_bulk();
     num_bytes_ = smaller(PIECE_BYTES, end_ - column_);
     piece_ = rows_.address + column_;
     row_ = 0, num_rows_ = rows_.num_rows;
@@ -138,15 +141,7 @@ class PieceLoader {
   }
 };
 
-// Sums of no row: adding -0 changes no number, so that a first row is added as the others are.
-EP_FN void reset(Sums (&sums)[PIECE_STEPS]) {
-#pragma unroll
-  for (int step = 0; step < PIECE_STEPS; ++step)
-#pragma unroll
-    for (int index = 0; index < 8; ++index) sums[step].values[index] = -0.f;
-}
-
-template <bool WEIGHTED>
+template <bool WEIGHTED, bool IS_FIRST>
 EP_FN void add_piece(Sums (&sums)[PIECE_STEPS], const char* stage, float weight, u32 num_bytes) {
   const Vec* vecs = reinterpret_cast<const Vec*>(stage) + lane_id();
 #pragma unroll
@@ -155,7 +150,7 @@ EP_FN void add_piece(Sums (&sums)[PIECE_STEPS], const char* stage, float weight,
 #pragma unroll
       for (int step = first; step < first + STEPS_AT_ONCE; ++step)
         // Behind the end of a short piece lies what nobody writes out.
-        add_vec<WEIGHTED>(sums[step], vecs[step * LANES], weight, false, true);
+        add_vec<WEIGHTED>(sums[step], vecs[step * LANES], weight, IS_FIRST, true);
 }
 
 // Adds the lists of a source over bytes `begin` to `end` of their rows.
@@ -167,8 +162,7 @@ EP_FN void add_lists(Source& source, u32 begin, u32 end) {
   int num_loaded = 0, row = 0;
   u32 num_added = 0;
   ListRecord list = {};
-  Sums sums[PIECE_STEPS];
-  reset(sums);
+  Sums sums[PIECE_STEPS] = {};
 #pragma unroll 1
   while (true) {
     while (num_loaded < NUM_PIECES && loader.load(num_loaded == 0)) ++num_loaded;
@@ -177,7 +171,11 @@ EP_FN void add_lists(Source& source, u32 begin, u32 end) {
     if (row == 0) list = loader.records->lists[num_added % NUM_LISTS];
     const float weight = WEIGHTED ? loader.records->weights[place.stage] : 0.f;
     loader.ring.await(place);
-    add_piece<WEIGHTED>(sums, loader.ring.at_place(place), weight, list.num_bytes);
+    const char* stage = loader.ring.at_place(place);
+    if (row == 0)
+      add_piece<WEIGHTED, true>(sums, stage, weight, list.num_bytes);
+    else
+      add_piece<WEIGHTED, false>(sums, stage, weight, list.num_bytes);
     place.advance();
     --num_loaded;
     sync_warp();
@@ -187,7 +185,6 @@ EP_FN void add_lists(Source& source, u32 begin, u32 end) {
     for (int step = 0; step < PIECE_STEPS; ++step) rounded[step] = round_sums(sums[step]);
     const i64 first = VEC_BYTES * lane_id();
     store_steps(rounded, list.out + first, list.num_bytes - first);
-    reset(sums);
     row = 0, ++num_added;
   }
 }

@@ -78,7 +78,7 @@ EP_FN u32 ranks_of(i32 expert, Owners owners) {
 template <class Params>
 EP_FN void end_epoch(const Params& p, i64 flag, i64 epochs, i64 epoch, i64 line) {
   const Peer peer = peer_of_lane(p.rank, p.world_size, p.ranks_per_node);
-  fence_system();
+  release_system();
   if (peer.exists) add_relaxed(at(lane_id(), flag + (peer.is_near ? 0 : 8)), 1);
   store_word(p.rank, epochs + 8 * block_index(), epoch);
   if (block_index() != 0) return;

@@ -245,9 +245,11 @@ void has_loaded(const i64* word) {
   Lane& me = *current;
   me.loaded[me.num_loaded++ % std::size(me.loaded)] = const_cast<i64*>(word);
 }
-void fence() {
+void fence_acquire() {
   for (void* word : current->loaded)
     if (word != nullptr) acquired(word);
+}
+void fence_release() {
   released(&current->fenced);
   current->has_fenced = true;
 }
@@ -261,7 +263,8 @@ bool begin_covered() {
 void end_covered() { current->coverer.exit(); }
 #else
 void has_loaded(const i64*) {}
-void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+void fence_acquire() { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
+void fence_release() { __atomic_thread_fence(__ATOMIC_RELEASE); }
 bool begin_covered() { return false; }
 void end_covered() {}
 #endif

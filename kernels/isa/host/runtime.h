@@ -76,8 +76,9 @@ void stir();
 i64 nanoseconds();
 
 // Fences. A relaxed write after a fence is made between `begin_covered` and `end_covered`, as a
-// release, if the first returns true; a fence acquires the words last loaded before it.
-void fence();
+// release, if the first returns true; an acquire is one of the words last loaded before it.
+void fence_release();
+void fence_acquire();
 void has_loaded(const i64* word);
 bool begin_covered();
 void end_covered();
