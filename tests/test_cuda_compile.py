@@ -214,7 +214,7 @@ class Mistake:
     new: str
 
 
-_NO_FENCE = Mistake("cuda.cuh", 'asm volatile("fence.acq_rel.sys;" ::: "memory");', "")
+_NO_FENCE = Mistake("cuda.cuh", 'asm volatile("fence.release.sys;" ::: "memory");', "")
 
 
 @compiles()
@@ -237,7 +237,7 @@ _NO_FENCE = Mistake("cuda.cuh", 'asm volatile("fence.acq_rel.sys;" ::: "memory")
             ("direct/push", "numba", "dispatch"), _NO_FENCE, "publishes True", id="no fence"
         ),
         pytest.param(
-            ("low_latency/split", "cupy", "combine_recv"),
+            ("low_latency/split", "numba", "combine_recv"),
             Mistake("cuda.cuh", "ld.acquire.sys.global", "ld.relaxed.sys.global"),
             "no flag is acquired",
             id="flags that acquire nothing",

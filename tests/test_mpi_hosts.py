@@ -107,7 +107,9 @@ def test_of_two_hosts_that_claim_the_end_one_tells_why(tmp_path: Path) -> None:
 def test_a_killed_rank_ends_both_hosts(how: str, rank: int, tmp_path: Path) -> None:
     ended = _run(tmp_path, f"{how}:{rank}")
     assert ended.sentences == [f"epbench: a rank died: rank {rank} at turn 2"]
-    assert ended.codes == {other: 4 for other in range(4) if other != rank}
+    # mpirun sees the death as well, and may kill ranks before they have ended by themselves.
+    assert set(ended.codes.values()) == {4}
+    assert rank not in ended.codes
     assert ended.code != 0
 
 
