@@ -20,7 +20,7 @@ from comms.cuda.toolchain import capability, compile_cxx, link
 from kernels.isa.bind import bind, global_names, instruction, parse
 from kernels.isa.compile_errors import telling_compile_errors
 from kernels.isa.cuda_numba import compiling_for
-from kernels.isa.cxx_kernel import BULK_FROM, area_bytes, cxx_source
+from kernels.isa.cxx_kernel import BULK_FROM, area_bytes, argument, cxx_source
 from kernels.protocol import KernelLaunch
 
 _ISA = Path(__file__).resolve().parent
@@ -40,12 +40,14 @@ _ENTRY = """\
 extern "C" __device__ void ep_run();
 
 extern "C" __global__ void __launch_bounds__({num_threads}, 1)
-{name}(i64 stride, i64 num_tokens_addr, {parameters}) {{
+{name}({parameters}) {{
   ep::begin_block();
   ep_run();
   ep::end_block();
 }}
 """
+#: The entry's own parameters, before those of the launch.
+_ENTRY_PARAMETERS = ("stride", "num_tokens_addr")
 # Reads a parameter of the entry, into which everything is inlined that reads one.
 _ACCESSOR = """\
 extern "C" __device__ i64 ep_param_{field}() {{ return {value}; }}
@@ -132,33 +134,21 @@ def entry_source(
         "EP_MANY_WARPS": num_warps > _FEW_WARPS,
     }
     fields = launch.params._fields
+    places = {name: place for place, name in enumerate((*_ENTRY_PARAMETERS, *fields))}
+
+    def read(name: str) -> str:
+        return f'EP_PARAM("{_entry_name(launch)}_param_{places[name]}")'
+
     return _ENTRY.format(
         defines="".join(f"#define {name}\n" for name, defined in macros.items() if defined),
         accessors="".join(
-            _ACCESSOR.format(field=field, value=_value(launch, field, is_virtual))
+            _ACCESSOR.format(field=field, value=argument(field, is_virtual, read))
             for field in fields
         ),
         num_threads=LANES * num_warps,
         name=_entry_name(launch),
-        parameters=", ".join(f"i64 {field}" for field in fields),
+        parameters=", ".join(f"i64 {name}" for name in places),
     )
-
-
-def _value(launch: KernelLaunch, field: str, is_virtual: bool) -> str:
-    """Return what a parameter is for a virtual rank: of those on a GPU only these differ."""
-
-    def read(index: int) -> str:
-        return f'EP_PARAM("{_entry_name(launch)}_param_{index}")'
-
-    # The entry's own parameters come first.
-    value = read(2 + launch.params._fields.index(field))
-    if not is_virtual:
-        return value
-    if field == "rank":
-        return f"{value} + ep::virtual_rank()"
-    if field == "num_tokens":
-        return f"ep::load_i64({read(1)} + 8 * ep::virtual_rank())"
-    return f"{value} + ep::virtual_rank() * {read(0)}" if field.endswith("_addr") else value
 
 
 def _warp_bytes(launch: KernelLaunch, num_warps: int, arch: str) -> int:

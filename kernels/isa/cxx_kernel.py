@@ -8,6 +8,7 @@ constant memory where they are used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from comms import waits
@@ -39,7 +40,6 @@ struct Params {{
 {text}
 extern "C" __global__ void __launch_bounds__({num_threads}, 1)
 {entry}(ep::i64 stride, ep::i64 num_tokens_addr, {parameters}) {{
-  const ep::i64 virtual_rank = ep::virtual_rank();
   const ep::Params p = {{{arguments}}};
   ep::{function}(p);
 }}
@@ -106,12 +106,19 @@ def cxx_source(
     )
 
 
-def argument(field: str, is_virtual: bool) -> str:
-    """Return what a parameter is for a virtual rank: of those on a GPU only these differ."""
+def argument(field: str, is_virtual: bool, read: Callable[[str], str] = str) -> str:
+    """Return what a parameter is for a virtual rank: of those on a GPU only these differ.
+
+    Args:
+        field: its name.
+        is_virtual: whether there are virtual ranks.
+        read: returns how the entry's parameter of a name is read; by the name itself as default.
+    """
+    value = read(field)
     if not is_virtual:
-        return field
+        return value
     if field == "rank":
-        return "rank + virtual_rank"
+        return f"{value} + ep::virtual_rank()"
     if field == "num_tokens":
-        return "ep::load_i64(num_tokens_addr + 8 * virtual_rank)"
-    return f"{field} + virtual_rank * stride" if field.endswith("_addr") else field
+        return f"ep::load_i64({read('num_tokens_addr')} + 8 * ep::virtual_rank())"
+    return f"{value} + ep::virtual_rank() * {read('stride')}" if field.endswith("_addr") else value
