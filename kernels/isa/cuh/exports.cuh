@@ -68,7 +68,7 @@ EP_INLINED void ep_copy_bytes(i64 rank, i64 offset, i64 source, i64 num_bytes) {
   ep::copy_bytes(rank, offset, source, num_bytes);
 }
 EP_CALLED void ep_localize(i64 rank, i64 idx, i64 weights, i64 topk_idx, i64 topk_weights,
-                                i64 num_topk, i64 experts_per_rank) {
+                           i64 num_topk, i64 experts_per_rank) {
   ep::sync_warp();
   ep::localize(rank, idx, weights, {topk_idx, topk_weights, num_topk, experts_per_rank, 0});
 }
@@ -78,13 +78,13 @@ EP_INLINED void ep_reduce(i64 out, i64 num_rows, i64 ranks, i64 rows, i64 base, 
   ep::reduce_columns<false>(out, {num_rows, ranks, rows, base, row_bytes, 0}, 0, row_bytes);
 }
 EP_CALLED void ep_reduce_weighted(i64 out, i64 num_rows, i64 ranks, i64 rows, i64 base,
-                                       i64 row_bytes, i64 weights, i64 number, i64 num_parts) {
+                                  i64 row_bytes, i64 weights, i64 number, i64 num_parts) {
   ep::reduce_columns<true>(out, {num_rows, ranks, rows, base, row_bytes, weights},
                            ep::part_begin(row_bytes, number, num_parts),
                            ep::part_begin(row_bytes, number + 1, num_parts));
 }
 EP_INLINED void ep_put_rows(i64 rank, i64 offset, i64 num_rows, i64 rows, i64 base,
-                                i64 row_bytes) {
+                            i64 row_bytes) {
 #pragma unroll 1
   for (i64 index = 0; index < num_rows; ++index)
     ep::copy_row(rank, offset + index * row_bytes,
@@ -95,32 +95,32 @@ EP_CALLED void ep_put_signal(i64 rank, i64 offset, i64 value) {
 }
 
 EP_CALLED void ep_count_ranks(i64 idx, i64 num_topk, i64 experts_per_rank, i64 world_size,
-                                   i64 num_tokens, i64 counts) {
+                              i64 num_tokens, i64 counts) {
   ep::count_ranks({idx, 0, num_topk, experts_per_rank, world_size}, num_tokens, counts);
 }
 EP_CALLED void ep_count_experts(i64 idx, i64 num_topk, i64 experts_per_rank, i64 world_size,
-                                     i64 num_tokens, i64 counts) {
+                                i64 num_tokens, i64 counts) {
   ep::count_experts({idx, 0, num_topk, experts_per_rank, world_size}, num_tokens, counts);
 }
 EP_CALLED i64 ep_rank_mask(i64 idx, i64 num_topk, i64 experts_per_rank, i64 first_rank,
-                                i64 num_ranks) {
+                           i64 num_ranks) {
   return ep::rank_mask({idx, 0, num_topk, experts_per_rank, 0}, first_rank, num_ranks);
 }
 EP_CALLED i64 ep_select_rank(i64 idx, i64 weights, i64 num_topk, i64 experts_per_rank,
-                                  i64 num_tokens, i64 rank, i64 entries, i64 counts) {
+                             i64 num_tokens, i64 rank, i64 entries, i64 counts) {
   return ep::select_rank({idx, weights, num_topk, experts_per_rank, 0}, num_tokens, rank, entries,
                          counts);
 }
 EP_INLINED void ep_sum_rows(i64 matrix, i64 num_columns, i64 row_bytes, i64 num_rows,
-                                i64 initial, i64 sums) {
+                            i64 initial, i64 sums) {
   ep::sum_rows(matrix, num_columns, row_bytes, num_rows, initial, sums);
 }
 EP_CALLED i64 ep_route(i64 idx, i64 num_topk, i64 experts_per_rank, i64 cursor, i64 ranks,
-                            i64 rows) {
+                       i64 rows) {
   return ep::route({idx, 0, num_topk, experts_per_rank, 0}, cursor, ranks, rows);
 }
 EP_CALLED i64 ep_route_experts(i64 idx, i64 weights, i64 num_topk, i64 cursor, i64 experts,
-                                    i64 rows, i64 out_weights) {
+                               i64 rows, i64 out_weights) {
   return ep::route_experts({idx, weights, num_topk, 1, 0}, cursor, experts, rows, out_weights);
 }
 EP_INLINED void ep_scan(i64 counts, i64 stride, i64 num_counts, i64 begins) {
