@@ -32,10 +32,9 @@ from kernels.exchange import share_begin
 from kernels.isa import RowList, TopkRow
 from kernels.two_hop.params import (
     CombineParams,
-    Lists,
-    lists_of,
     mate_on,
     node_at,
+    own_lists,
     relative,
 )
 from kernels.two_hop.streams import (
@@ -203,12 +202,6 @@ def receive_token(p: CombineParams, token: int, num_nodes: int) -> None:
         lists = own_lists(p)
         if (isa.load_i32(lists.places + 4 * index) + 1) % p.combine_chunk_rows == 0:
             give_credit(p, isa.load_i32(lists.nodes + 4 * index))
-
-
-def own_lists(p: CombineParams) -> Lists:
-    """Return this warp's lists."""
-    worker = isa.sm_id() * p.num_warps + isa.warp_id()
-    return lists_of(p.lists_addr, worker, p.num_topk, p.num_nodes)
 
 
 def channel_of(p: CombineParams) -> int:

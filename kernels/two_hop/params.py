@@ -2,6 +2,8 @@
 
 from typing import NamedTuple, Protocol
 
+from kernels import isa
+
 
 class DispatchParams(NamedTuple):
     """Parameters of `dispatch`: a region's name is its offset, with `_addr` its address."""
@@ -118,6 +120,8 @@ class Sizes(Protocol):
     """Parameters of every kernel here that writes records."""
 
     @property
+    def rank(self) -> int: ...
+    @property
     def world_size(self) -> int: ...
     @property
     def ranks_per_node(self) -> int: ...
@@ -130,8 +134,6 @@ class Sizes(Protocol):
 class Targets(Sizes, Protocol):
     """Parameters of every kernel here that writes rows into their final places."""
 
-    @property
-    def rank(self) -> int: ...
     @property
     def x_row_bytes(self) -> int: ...
     @property
@@ -157,6 +159,12 @@ def lists_of(lists_addr: int, worker: int, num_topk: int, num_nodes: int) -> Lis
     size = 4 * num_topk
     at = lists_addr + worker * (4 * size + 4 * num_nodes)
     return Lists(at, at + size, at + 2 * size, at + 3 * size, at + 4 * size)
+
+
+def own_lists(p: DispatchParams | CombineParams) -> Lists:
+    """Return the lists of this warp."""
+    worker = isa.sm_id() * p.num_warps + isa.warp_id()
+    return lists_of(p.lists_addr, worker, p.num_topk, p.num_nodes)
 
 
 def relative(node: int, other: int, num_nodes: int) -> int:

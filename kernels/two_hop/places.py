@@ -115,11 +115,9 @@ def learn_places(p: DispatchParams, sm: int, warp: int, fresh: int) -> None:
             isa.store_i32(p.expected_addr + 4 * stream, isa.load_i32(rows))
     else:
         # A forwarder learns what its own streams will bring.
-        num_forwarders = p.num_warps - 2 * p.channel_warps
-        forwarder = sm * num_forwarders + warp - 2 * p.channel_warps
+        forwarder = sm * p.forward_warps + warp - 2 * p.channel_warps
         incoming = p.incoming_addr + (fresh & 1) * p.num_nodes * p.channels_bytes
-        num_remote = (p.num_nodes - 1) * num_channels
-        for stream in range(forwarder, num_remote, p.num_sms * num_forwarders):
+        for stream in range(forwarder, p.num_remote_streams, p.num_forwarders):
             other = node_at(node, stream // num_channels, p.num_nodes)
             rows = incoming + other * p.channels_bytes + 4 * (stream % num_channels)
             isa.store_i32(p.expected_addr + 4 * stream, isa.load_i32(rows))

@@ -10,9 +10,9 @@ from kernels.two_hop.params import (
     Lists,
     Sizes,
     Targets,
-    lists_of,
     mate_on,
     node_at,
+    own_lists,
     relative,
 )
 from kernels.two_hop.places import channel_share, topk_by_node, topk_row
@@ -90,12 +90,6 @@ def own_channel(p: DispatchParams) -> int:
     return isa.sm_id() * p.channel_warps + isa.warp_id() % p.channel_warps
 
 
-def own_lists(p: DispatchParams) -> Lists:
-    """Return this warp's lists."""
-    worker = isa.sm_id() * p.num_warps + isa.warp_id()
-    return lists_of(p.lists_addr, worker, p.num_topk, p.num_nodes)
-
-
 def pending_addr(p: DispatchParams, other: int, place: int) -> int:
     """Return where the token of a place waits for its chunk to be full."""
     stream = other * p.num_sms * p.channel_warps + own_channel(p)
@@ -146,7 +140,10 @@ def send_near(p: DispatchParams) -> None:
         return
     first, last = channel_share(p, channel)
     for token in range(first, last):
-        count = keep_rows(p, kept, token)
+        lists = own_lists(p)
+        cursor = p.cursors_addr + (p.num_sms * p.channel_warps + channel) * p.counts_bytes
+        num_ranks = isa.route(topk_row(p, token), cursor, lists.ranks, lists.rows)
+        count = keep_rows(p, kept, lists, num_ranks)
         if count > 0:
             isa.store_i32(kept, count)
             isa.store_i32(kept + 4, token)
@@ -154,11 +151,8 @@ def send_near(p: DispatchParams) -> None:
             kept += p.kept_bytes
 
 
-def keep_rows(p: DispatchParams, kept: int, token: int) -> int:
+def keep_rows(p: Sizes, kept: int, lists: Lists, num_ranks: int) -> int:
     """Keep where a token's rows on the own node go; return their number."""
-    lists = own_lists(p)
-    cursor = p.cursors_addr + (p.num_sms * p.channel_warps + own_channel(p)) * p.counts_bytes
-    num_ranks = isa.route(topk_row(p, token), cursor, lists.ranks, lists.rows)
     count = 0
     for index in range(num_ranks):
         rank = isa.load_i32(lists.ranks + 4 * index)

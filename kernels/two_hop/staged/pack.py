@@ -17,7 +17,7 @@ from kernels.exchange import share_begin
 from kernels.isa import Matrix, TopkRow
 from kernels.two_hop.params import Lists
 from kernels.two_hop.places import topk_by_node
-from kernels.two_hop.senders import keep_row, write_ids, write_places
+from kernels.two_hop.senders import keep_rows, write_ids, write_places
 from kernels.two_hop.staged.params import CountParams, PackParams
 
 
@@ -107,11 +107,5 @@ def pack_token(p: PackParams, token: int, lists: Lists, near_begin: int) -> None
 def keep_near(p: PackParams, place: int, token: int, lists: Lists, num_ranks: int) -> None:
     """Keep where an own token's rows on this node go."""
     kept = p.kept_addr + place * p.kept_bytes
-    count = 0
-    for index in range(num_ranks):
-        rank = isa.load_i32(lists.ranks + 4 * index)
-        if rank // p.ranks_per_node == p.rank // p.ranks_per_node:
-            keep_row(p, kept, count, rank, isa.load_i32(lists.rows + 4 * index))
-            count += 1
-    isa.store_i32(kept, count)
+    isa.store_i32(kept, keep_rows(p, kept, lists, num_ranks))
     isa.store_i32(kept + 4, token)
