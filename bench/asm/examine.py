@@ -185,12 +185,11 @@ def _row_loops(
     """
     loops = find_loops(code)
     found: list[RowLoop] = []
-    bulk = find_bulk_loop(loops, code)
-    has_bulk = bulk is not None and any(map(loads_in_bulk, code))
-    if bulk is not None and has_bulk:
+    bulk = find_bulk_loop(loops, code) if any(map(loads_in_bulk, code)) else None
+    if bulk is not None:
         under_way = stages_bytes if held.blocks else 0
         found.append(_row_loop("bulk", bulk, under_way, target, fabric))
-    for loop in find_ldst_loops(loops, has_bulk=has_bulk):
+    for loop in find_ldst_loops(loops, has_bulk=bulk is not None):
         under_way = loop.lane_bytes_in_flight * LANES * target.num_warps if held.blocks else 0
         found.append(_row_loop("ldst", loop, under_way, target, fabric))
     return found

@@ -7,9 +7,9 @@ Row loops of `ldst` are those with 128-bit accesses of global memory that have n
 them. A loop that loads more than it stores sums rows, any other copies them. Of each kind it is the
 one with most of these accesses, of equals the one with fewest instructions; one that only loads or
 only stores is none, unless nothing else moves rows, as where a row that was loaded goes to several
-places. The row loop of `bulk`
-is likewise the one with most bulk copies. Instructions of a loop count once each, whichever way its
-branches go, those of loops inside it too; NOPs do not, nor do functions that it calls.
+places. The row loop of `bulk` is likewise the one with most bulk copies. Instructions of a loop
+count once each, whichever way its branches go, those of loops inside it too; NOPs do not, nor do
+functions that it calls.
 """
 
 from __future__ import annotations
