@@ -9,7 +9,7 @@ MPI := mpi
 COMMA := ,
 
 ifneq ($(UV),)
-create = $(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
+create = $(UV) venv --quiet --clear --seed --python $(PYTHON) $(VENV)
 install = $(UV) pip install --quiet --python $(BIN)/python
 else
 create = $(PYTHON) -m venv --clear $(VENV)
