@@ -9,7 +9,7 @@ import host_world
 import numpy as np
 import numpy.typing as npt
 from host_build import Mutation, Sanitizer
-from host_world import BulkTimes
+from host_world import BulkTimes, Outcome
 
 from bench.cases import CaseSpec
 from bench.check import CheckResult
@@ -48,7 +48,17 @@ class How:
 
 
 class HostFailure(Exception):
-    """A launch did what a GPU does not allow, or did not end."""
+    """A launch did what a GPU does not allow, or did not end.
+
+    Attributes:
+        outcome: of the launch.
+        layout: of the windows that a report's offset is in.
+    """
+
+    def __init__(self, launch: str, outcome: Outcome, layout: Layout) -> None:
+        super().__init__(f"{launch}: {outcome}")
+        self.outcome = outcome
+        self.layout = layout
 
 
 class HostWindows:
@@ -121,7 +131,7 @@ class HostDevice(Device):
             mutation=how.mutation if mutates_header else None,
         )
         if not outcome.is_clean:
-            raise HostFailure(f"{launch.name}: {outcome}")
+            raise HostFailure(launch.name, outcome, self.windows.layout)
 
     def _source(self, launch: KernelLaunch, num_warps: int) -> str:
         how = self._how

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from host_build import Mutation
 from host_device import OPS, HostFailure, How, run_case
+from host_world import TIMED_OUT
 
 from bench.cases import CaseSpec
 from bench.expand import expand
 from bench.grid import Grid
 from bench.session import Session
+from comms.cuda.machine import NO_FLAG
 from kernels.devices.sim import SimDevice
 from kernels.protocol import Form
 from kernels.registry import find_protocol
@@ -131,6 +133,55 @@ def test_windows_hold_what_kernels_of_python_leave(kernel: str) -> None:
             assert np.array_equal(left, wanted), (rank, name)
 
 
+#: What rank 1 keeps from rank 0 or from itself, and what the first wait says that is in vain: the
+#: cause, and the region, the index of the word in it, what it was and what it should have been.
+KEPT_BACK = {
+    "counts": (
+        Mutation(
+            "dispatch.cu",
+            "      add_relaxed(at(peer, p.counted",
+            "      if (p.rank == 0 || peer == 1 || local != 2) add_relaxed(at(peer, p.counted",
+        ),
+        ("counted", 8 + 2 * 2 + 1, 0, 2**32),
+    ),
+    "rows": (
+        Mutation(
+            "dispatch.cu",
+            "  word.end(copies);",
+            "  if (p.rank == 1 && stream.peer == 0 && stream.part == 1) return copies.finish();\n"
+            "  word.end(copies);",
+        ),
+        ("arrived", 2 + 1, 0, 1),
+    ),
+    "bulk copies": (
+        Mutation(
+            "cuh/stages.cuh",
+            "    bulk_load(at_place(place), source, num_bytes, barrier(place));\n",
+            "",
+        ),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT_BACK)
+def test_a_wait_in_vain_says_what_it_waits_for(name: str) -> None:
+    mutation, word = KEPT_BACK[name]
+    how = How(bulk_times="at_waits", limit_s=0.3, mutation=mutation)
+    case = Grid(tokens=(20,), ranks_per_node=(2,), **SHORT)
+    with pytest.raises(HostFailure) as caught:
+        run("low_latency/fused", case, how, send_warps=2, recv_warps=1, near_batch=32)
+    report = caught.value.outcome.report
+    assert report.get("cause") == TIMED_OUT, caught.value
+    if word is None:
+        assert report["offset"] == NO_FLAG
+        return
+    region, index, seen, wanted = word
+    assert report["rank"] == 0
+    assert report["offset"] == caught.value.layout[region].offset + 8 * index
+    assert (report["seen"], report["wanted"]) == (seen, wanted)
+
+
 #: Mistakes, and the least that sees them.
 MUTANTS = {
     "no grant": (
@@ -184,7 +235,7 @@ MUTANTS = {
     ),
     "rows are received before they are there": (
         "low_latency/fused",
-        Mutation("dispatch.cu", "&& load_polled(flag) >= wanted", ""),
+        Mutation("dispatch.cu", "awaits && seen >= wanted", "awaits"),
         _PLAIN,
     ),
     "counts are not awaited": (

@@ -289,7 +289,7 @@ def test_lanes_know_where_they_are() -> None:
     [
         ("waits", "if (ballot(cause != 0) != 0) report", "if (cause != 0) report"),
         ("waits", "if (peer < ep_machine.world_size &&", "if (peer == rank &&"),
-        ("waits", "lane_id() == 0 && compare_swap(address, 0, cause) == 0", "lane_id() == 1"),
+        ("waits", "tells && compare_swap(address, 0, cause) == 0", "lane_id() == 1"),
         ("waits", "store_relaxed(address + 24, thread_index() / LANES);", ""),
     ],
 )

@@ -155,11 +155,11 @@ EP_FN void await_counts(const Params& p, Team team, i64 first, i64 last, i64 beg
     const bool exists = begin + lane_id() < last;
     i64 word = wanted;
     Patience patience;
-    for (u32 late = ALL_LANES; late != 0;) {
+    while (true) {
       if (exists) word = load_polled(own(flag));
-      late = ballot(word < wanted);
-      const i64 cause = late != 0 && lane_id() == 0 ? patience.spent() : 0;
-      leave_if(cause, counted + 8 * (begin + first_bit(late)), word, wanted, EP_HERE);
+      const u32 late = ballot(word < wanted);
+      if (late == 0) break;
+      leave_if_spent(patience, late, flag, word, wanted, EP_HERE);
     }
     acquire_polled();
     const i32 count = static_cast<i32>(word);
@@ -206,17 +206,18 @@ EP_FN void receive_batch(const Params& p, int source, i64 row, bool exists, int 
                          SilentCopies& copies) {
   const u32 place_in_part = static_cast<u32>(row) / static_cast<u32>(parts);
   const i64 part = row - static_cast<i64>(place_in_part) * parts;
-  const i64 flag = own(p.arrived + 8 * (source * p.num_parts + part));
+  const i64 flag = p.arrived + 8 * (source * p.num_parts + part);
   const i64 wanted = (epoch - 1) * EPOCH + place_in_part + 1;
   const i64 slot = first_slot(p, source, epoch) + row;
   const i64 begins = p.begins_addr + block_index() * p.begins_bytes;
   Patience patience;
   for (u32 left = ballot(exists); left != 0;) {
-    const bool is_here = (left >> lane_id() & 1) && load_polled(flag) >= wanted;
+    const bool awaits = left >> lane_id() & 1;
+    const i64 seen = awaits ? load_polled(own(flag)) : 0;
+    const bool is_here = awaits && seen >= wanted;
     const u32 here = ballot(is_here);
     if (here == 0) {
-      leave_if(lane_id() == 0 ? patience.spent() : 0, p.arrived + 8 * source * p.num_parts, 0,
-               wanted, EP_HERE);
+      leave_if_spent(patience, left, flag, seen, wanted, EP_HERE);
       continue;
     }
     acquire_polled();

@@ -25,12 +25,14 @@ struct Patience {
   }
 };
 
-// Says where a wait has failed, unless another has, ends all kernels of the node, and leaves.
+// Says where a wait has failed, unless another has, ends all kernels of the node, and leaves. All
+// lanes come; the first one with a cause says it, in its own values.
 [[noreturn]] EP_COLD_FN void report_and_leave(i32 cause, i64 offset, i64 seen, i64 wanted,
                                               i64 line) {
   const i64 address = ep_machine.report;
   const i32 rank = static_cast<i32>(own_rank());
-  if (lane_id() == 0 && compare_swap(address, 0, cause) == 0) {
+  const bool tells = lane_id() == first_bit(ballot(cause != 0));
+  if (tells && compare_swap(address, 0, cause) == 0) {
     store_relaxed(address + 8, rank);
     store_relaxed(address + 16, block_index());
     store_relaxed(address + 24, thread_index() / LANES);
@@ -39,7 +41,7 @@ struct Patience {
     store_relaxed(address + 48, wanted);
     store_relaxed(address + 56, line);
   }
-  if (lane_id() == 0 && cause == TIMED_OUT) {
+  if (tells && cause == TIMED_OUT) {
     const i32 ranks_per_node = static_cast<i32>(ep_machine.ranks_per_node);
     const i32 first = rank - rank % ranks_per_node;
 #pragma unroll 1
@@ -50,9 +52,16 @@ struct Patience {
   leave();
 }
 
-// Leaves with all lanes where lane 0 has found a cause.
+// Leaves with all lanes where one has found a cause; which one is its own affair.
 EP_FN void leave_if(i32 cause, i64 offset, i64 seen, i64 wanted, i64 line) {
   if (ballot(cause != 0) != 0) report_and_leave(cause, offset, seen, wanted, line);
+}
+
+// Leaves where lane 0 has no patience left, saying what the first of the lanes awaits that are late.
+EP_FN void leave_if_spent(Patience& patience, u32 late, i64 offset, i64 seen, i64 wanted,
+                          i64 line) {
+  const i32 cause = shuffle(lane_id() == 0 ? patience.spent() : 0, 0);
+  leave_if(lane_id() == first_bit(late) ? cause : 0, offset, seen, wanted, line);
 }
 
 EP_COLD_FN i64 wait_ge(i64 offset, i64 value, i64 line) {
@@ -66,7 +75,9 @@ EP_COLD_FN i64 wait_ge(i64 offset, i64 value, i64 line) {
     }
   }
   leave_if(cause, offset, seen, value, line);
-  return shuffle(seen, 0);
+  seen = shuffle(seen, 0);
+  sync_warp();  // orders what the other lanes read after what lane 0 has acquired
+  return seen;
 }
 
 EP_COLD_FN i32 wait_any(i64 offset, i32 stride, i64 values, i32 count, i32 first, i64 line) {
@@ -88,7 +99,10 @@ EP_COLD_FN i32 wait_any(i64 offset, i32 stride, i64 values, i32 count, i32 first
         found = seen >= wanted;
       }
       const u32 lanes = ballot(found);
-      if (lanes != 0) return shuffle(index, first_bit(lanes));
+      if (lanes != 0) {
+        sync_warp();  // as in wait_ge: the flag's lane has acquired for all
+        return shuffle(index, first_bit(lanes));
+      }
     }
     if (lane_id() == 0) cause = patience.spent();
     leave_if(cause, flag, seen, wanted, line);
@@ -107,12 +121,10 @@ EP_COLD_FN void wait_all(i64 offset, i32 stride, i32 count, i64 value, i64 line)
       if (index < count) seen = load_acquire(flags + static_cast<i64>(index) * stride);
       const u32 late = ballot(seen < value);
       if (late == 0) break;
-      const i32 cause = lane_id() == 0 ? patience.spent() : 0;
-      const int one = first_bit(late);
-      leave_if(cause, offset + static_cast<i64>(begin + one) * stride, shuffle(seen, one), value,
-               line);
+      leave_if_spent(patience, late, offset + static_cast<i64>(index) * stride, seen, value, line);
     }
   }
+  sync_warp();  // as in wait_ge: every lane has acquired for all
 }
 
 // Barriers of some warps of a block: a counter in shared memory that only grows, so that a warp
