@@ -13,7 +13,7 @@ from fake_ranks import run_ranks
 from comms.cuda.cards import choose_cards, use_card
 from comms.cuda.meeting import HostsMeeting
 from comms.cuda.nccl import Communicators
-from comms.errors import RuntimeFailure, TimeoutFailure
+from comms.errors import EpbenchError, RuntimeFailure, TimeoutFailure
 from comms.mpi.ranks import Ranks
 
 STREAM = 5
@@ -80,4 +80,34 @@ def test_memory_that_one_rank_cannot_get_ends_all(machine: FakeMachine) -> None:
     assert all(type(error) is RuntimeFailure for error in found), found
     (sentence,) = {str(error) for error in found}
     assert sentence.startswith("memory of a meeting cannot be had")
+    assert machine.left() == []
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_nccl_is_ended_before_the_memory_of_a_meeting_that_failed_is_freed(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    plain_put, plain_close = HostsMeeting.put, HostsMeeting.close
+    aborted: dict[int, bool] = {}
+
+    def put(self: HostsMeeting) -> None:
+        if self._ranks.rank == 2:
+            time.sleep(1.5 if hangs else 0)
+            raise RuntimeFailure("no call")
+        plain_put(self)
+
+    def work(ranks: Ranks, communicators: Communicators) -> None:
+        def close(self: HostsMeeting) -> None:
+            aborted[self._ranks.rank] = made[self._ranks.rank].is_aborted
+            plain_close(self)
+
+        made[ranks.rank] = communicators
+        monkeypatch.setattr(HostsMeeting, "close", close)
+        HostsMeeting(communicators, ranks, STREAM)
+
+    made: dict[int, Communicators] = {}
+    monkeypatch.setattr(HostsMeeting, "put", put)
+    found = _run(work, limit_s=0.5)
+    assert all(isinstance(one, EpbenchError) for one in found), found
+    assert aborted == dict.fromkeys(range(3), True)
     assert machine.left() == []

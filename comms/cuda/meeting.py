@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from comms.cuda.errors import explained
 from comms.cuda.limits import within
 from comms.cuda.memory import give_back
+from comms.errors import EpbenchError
 from comms.mpi.together import together
 
 if TYPE_CHECKING:
@@ -41,7 +42,12 @@ class HostsMeeting:
         what = f"NCCL's first meeting of rank {ranks.rank}"
 
         def meet() -> None:
-            within(communicators.limit_s, what, self.put)
+            try:
+                within(communicators.limit_s, what, self.put)
+            except EpbenchError:
+                # The call may go on for ever, or others' kernels wait for this one's.
+                communicators.abort()
+                raise
             communicators.wait(stream, what)
 
         try:
