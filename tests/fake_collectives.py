@@ -11,6 +11,7 @@ from fake_streams import put
 
 from comms.collectives import Buffer, HostArray, Rows, RowSplits
 from comms.cuda.stopwatch import settle
+from comms.errors import RuntimeFailure
 from kernels.floats import from_bf16, to_bf16
 
 
@@ -106,6 +107,8 @@ class FakeCommunicators:
 
     Attributes:
         meetings: (stream, when) of each meeting, in nanoseconds: its begin and its end.
+        failure: what NCCL finds on its own threads, if it does.
+        is_aborted: whether it was ended.
     """
 
     limit_s = 20.0
@@ -113,6 +116,8 @@ class FakeCommunicators:
     def __init__(self, comm: FakeComm) -> None:
         self._comm = comm
         self.meetings: list[tuple[int, int]] = []
+        self.failure: str | None = None
+        self.is_aborted = False
 
     def of(self, budget: object) -> "FakeCommunicators":
         """Return the communicator of a budget."""
@@ -134,5 +139,14 @@ class FakeCommunicators:
         """Wait until a stream is done."""
         settle(stream, lambda: None)
 
+    def check(self) -> None:
+        """Look for a failure."""
+        if self.failure is not None:
+            raise RuntimeFailure(self.failure)
+
     def abort(self) -> None:
-        """End nothing."""
+        """End all, but for what the fakes' streams do: it ends by itself."""
+        self.is_aborted = True
+
+    def close(self) -> None:
+        """Free nothing."""

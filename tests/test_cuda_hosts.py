@@ -45,6 +45,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[int, FakeCommunicators]:
         if rank not in found:
             comms[rank] = self._ranks.comm.Dup()
             found[rank] = FakeCommunicators(comms[rank])
+            self._made = cast(Any, found[rank])
         return found[rank]
 
     def collectives(_: object, wanted: object, *, rank: int, stream: int) -> FakeCollectives:
@@ -166,6 +167,27 @@ def test_nccl_that_fails_when_hosts_first_meet_leaves_nothing(
     assert gpu.machine.left() == []
 
 
+@pytest.mark.parametrize("kernel", ["two_hop/staged", "nccl/dedup"])
+def test_what_nccl_finds_while_kernels_run_ends_the_run_of_all(
+    gpu: FakeGpu,
+    made: dict[int, FakeCommunicators],
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str,
+) -> None:
+    def look(self: FakeCommunicators) -> None:
+        # A meeting of a run is under way: the first one is of the start.
+        if self is made[2] and len(self.meetings) > 1:
+            self.failure = "NCCL failed on rank 2: socket closed"
+        plain(self)
+
+    plain = FakeCommunicators.check
+    monkeypatch.setattr(FakeCommunicators, "check", look)
+    found = _run(kernel)
+    assert "NCCL failed on rank 2: socket closed" in str(found[2])
+    assert made[2].is_aborted
+    assert gpu.machine.left() == []
+
+
 def test_the_first_rank_of_each_host_compiles_for_it(gpu: FakeGpu) -> None:
     from kernels.devices.cuda_code import first_then_all
 
@@ -208,6 +230,13 @@ def test_the_first_rank_of_each_host_compiles_for_it(gpu: FakeGpu) -> None:
             2,
             "its 4 ranks are 3 and 1 on 2 hosts, not 2 on each of 2: launch as many ranks on each "
             "host (srun --ntasks-per-node)",
+        ),
+        (
+            [0, 1, 0, 1],
+            1,
+            2,
+            "its 2 ranks are 1 and 1 on 2 hosts, not 2 on one: launch consecutive ranks on each "
+            "host (srun --distribution=block, mpirun --map-by slot)",
         ),
         (
             [0, 1, 0, 1],

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+_CONSECUTIVE = (
+    "launch consecutive ranks on each host (srun --distribution=block, mpirun --map-by slot)"
+)
+
 
 def refuse_hosts(hosts: Sequence[int], nodes: int, ranks_per_node: int) -> str | None:
     """Return why a world cannot run on its hosts, with what to give or how to launch; or None.
@@ -28,15 +32,16 @@ def refuse_hosts(hosts: Sequence[int], nodes: int, ranks_per_node: int) -> str |
         )
         return (
             f"rank {again} is on the host of rank {own.index(own[again])} and rank {again - 1} is "
-            "not: launch consecutive ranks on each host (srun --distribution=block, mpirun "
-            "--map-by slot)"
+            f"not: {_CONSECUTIVE}"
         )
     if sizes == [ranks_per_node] * nodes:
         return None
     found = f"its {len(own)} ranks are {_words(sizes)} on {len(sizes)} hosts, not {ranks_per_node}"
     found = f"{found} on each of {nodes}" if nodes > 1 else f"{found} on one"
     launched = _sizes(hosts)
-    if len(set(launched)) > 1 or len(launched) > len(set(hosts)):
+    if len(launched) > len(set(hosts)):
+        return f"{found}: {_CONSECUTIVE}"
+    if len(set(launched)) > 1:
         return f"{found}: launch as many ranks on each host (srun --ntasks-per-node)"
     return (
         f"{found}: give --nodes {len(launched)} --ranks-per-node {launched[0]}, or with --nodes 1 "

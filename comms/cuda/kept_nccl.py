@@ -40,6 +40,15 @@ class KeptNccl:
             self._made = Communicators(self._ranks, limit_s=self._limit_s)
         return self._made
 
+    def check(self) -> None:
+        """Look for errors of work that goes on, if there are any communicators.
+
+        Raises:
+            RuntimeFailure: there is one.
+        """
+        if self._made is not None:
+            self._made.check()
+
     def abort(self) -> None:
         """End all work that goes on, if there are any."""
         if self._made is not None:

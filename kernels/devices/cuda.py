@@ -207,12 +207,16 @@ class CudaDevice(MeasuredDevice):
         return self.view(self.ranks[0], region, dtype)
 
     def _look(self) -> None:
-        """End kernels where another rank has ended the job or has failed."""
+        """End kernels where another rank has ended the job or has failed, or the library has."""
+        if self._is_told:
+            return
         word = ctypes.c_int64.from_address(self._options.limits.abort_address)
-        if word.value and not self._is_told:
-            self._is_told = True
-            self._memory.abort.end()
-            self._library.abort()
+        if not word.value:
+            self._library.check()
+            return
+        self._is_told = True
+        self._memory.abort.end()
+        self._library.abort()
 
     def _tell_others(self) -> None:
         word = ctypes.c_int64.from_address(self._options.limits.abort_address)

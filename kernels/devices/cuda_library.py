@@ -91,6 +91,15 @@ class CardLibrary:
                 raise
             raise RuntimeFailure(f"MPI failed in {step.name}: {error}") from error
 
+    def check(self) -> None:
+        """Look for what NCCL finds on its own threads: a kernel of it may never end by that.
+
+        Raises:
+            RuntimeFailure: NCCL has failed.
+        """
+        if self._calls is not None:
+            self._nccl.check()
+
     def abort(self) -> None:
         """End what NCCL does: a peer may never answer it."""
         if self._calls is not None:
