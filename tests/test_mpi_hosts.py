@@ -2,17 +2,22 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self, cast
 
+import numpy as np
 import pytest
 
-from comms.errors import UsageError
+from bench.ranks.supervisor import Supervisor
+from comms.errors import TimeoutFailure, UsageError
 from comms.mpi.alone import alone
 from comms.mpi.control import Control
 from comms.mpi.launcher import find_launcher
 from comms.mpi.ranks import library_name
-from comms.mpi.relay import State, check_threads
+from comms.mpi.relay import Relay, State, check_threads
 
 ROOT = Path(__file__).parent.parent
 #: Far more than any job here takes; only one that hangs meets it.
@@ -211,6 +216,140 @@ def test_the_first_host_that_claims_the_end_has_the_code() -> None:
     # It is that host's to tell.
     assert page.state() == _state(2, is_aborted=1)
     assert not page.claim_exit(7)
+
+
+def test_kernels_of_a_job_that_ends_do_not_run_again() -> None:
+    page = _page(0)
+    page.claim_exit(3)
+    page.clear_abort(1)
+    assert page.state() == _state(0, generation=1, is_aborted=1, exit_code=3)
+
+
+class _Peers:
+    """A communicator and its requests: one other host, whose only message comes when it likes."""
+
+    def __init__(self, message: State, before: Callable[[], None]) -> None:
+        self.told: list[State] = []
+        self._message = message
+        self._before = before
+
+    def allgather(self, _: object) -> list[int]:
+        """Return each rank's host."""
+        return [0, 1]
+
+    def Dup(self) -> Self:
+        return self
+
+    def Issend(self, words: np.ndarray, *_: int) -> Self:
+        self.told.append(State(*words.tolist()))
+        return self
+
+    def Irecv(self, words: np.ndarray, *_: int) -> "_Hearing":
+        words[:] = self._message
+        return _Hearing(self._before)
+
+    def Ibarrier(self) -> Self:
+        return self
+
+    def Test(self) -> bool:
+        return True
+
+
+class _Hearing:
+    def __init__(self, before: Callable[[], None]) -> None:
+        self._before = before
+
+    def Test(self, status: Any) -> bool:  # noqa: ANN401
+        self._before()
+        status.source = 1
+        return True
+
+    def Cancel(self) -> None:
+        """Nothing is under way."""
+
+    Wait = Cancel
+
+
+def _relay(monkeypatch: pytest.MonkeyPatch, before: Callable[[], None]) -> tuple[Relay, Control]:
+    """Return a relay that calls a function before each message, and the page that hears it."""
+    library_name()
+    from mpi4py import MPI
+
+    monkeypatch.setattr(MPI, "Query_thread", lambda: MPI.THREAD_MULTIPLE)
+    peers: Any = _Peers(_state(1, generation=4), before)
+    page = _page(0)
+    return Relay(replace(alone(), comm=peers, num_hosts=2), page), page
+
+
+def test_a_host_that_mpi_no_longer_reaches_does_not_end_the_relay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library_name()
+    from mpi4py import MPI
+
+    heard = threading.Event()
+    calls: list[None] = []
+
+    def before() -> None:
+        calls.append(None)
+        if len(calls) > 2:
+            heard.set()
+        # The second time there is a message.
+        if len(calls) != 2:
+            raise MPI.Exception(MPI.ERR_OTHER)
+
+    relay, page = _relay(monkeypatch, before)
+    assert heard.wait(LIMIT_S)
+    relay.close()
+    assert page.generation() == 4
+
+
+def test_a_relay_that_mpi_keeps_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    library_name()
+    from mpi4py import MPI
+
+    let_go = threading.Event()
+
+    def before() -> None:
+        let_go.wait()
+        raise MPI.Exception(MPI.ERR_OTHER)
+
+    monkeypatch.setattr("comms.mpi.relay._JOIN_S", 0.2)
+    relay, _ = _relay(monkeypatch, before)
+    with pytest.raises(TimeoutFailure, match="MPI has not returned for 0.2 s from a message"):
+        relay.close()
+    let_go.set()
+
+
+def test_a_host_whose_first_rank_is_dead_tells_before_all_of_its_ranks_end() -> None:
+    told: list[State] = []
+
+    class Told:
+        def tell(self, state: State) -> bool:
+            told.append(state)
+            return True
+
+    page = _page(0)
+    page.ranks = (0, 1)
+    alive, page._words = page._words, np.zeros(2 * len(page._words), np.int64)
+    page._relay = cast(Any, Told())
+    page.rank = 1
+    page._row(1)[:] = alive[-len(page._row(1)) :]
+    page.claim_exit(3)
+    assert not page.all_leaving()
+    assert [(state.exit_code, state.is_leaving) for state in told] == [(3, 0)]
+    page.set_leaving()
+    assert page.all_leaving()
+
+
+def test_a_job_that_mpi_does_not_end_says_that_all_has_run() -> None:
+    supervisor = Supervisor(timeout_s=1.0, tell=lambda *_: None)
+    supervisor.watch("MPI's start")
+    assert "not every rank that was launched is there" in supervisor._describe_late()
+    supervisor.control = _page(0)
+    supervisor.watch("the end")
+    supervisor.detach()
+    assert supervisor._describe_late() == "MPI did not end within 3 s; all specs have run"
 
 
 def test_an_mpi_for_one_thread_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

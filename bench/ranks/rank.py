@@ -100,7 +100,6 @@ def run_rank(
     ranks.comm.Barrier()
     control.set_done()
     control.close()
-    # MPI takes the shared page away.
     supervisor.detach()
     if needs_mpi:
         leave()

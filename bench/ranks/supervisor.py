@@ -63,6 +63,7 @@ class Supervisor:
         self._parent = parent
         self._lock = threading.RLock()
         self._is_saved = False
+        self._has_met = False
         self._signal: int | None = None
         self._signalled = 0.0
         self._stage = "start"
@@ -85,9 +86,10 @@ class Supervisor:
             self.control.set_stage(stage)
 
     def detach(self) -> None:
-        """Look at the shared page no more."""
+        """Look at the shared page no more: every spec has run, and MPI takes it away."""
         with self._lock:
             self.control = None
+            self._has_met = True
 
     def rest(self) -> None:
         """Note that the work waits for its turn, for as long as that takes."""
@@ -150,6 +152,8 @@ class Supervisor:
     def _describe_late(self) -> str:
         waited = f"made no step for {self._step_s:g} s at {self._stage}"
         control = self.control
+        if control is None and self._has_met:
+            return f"MPI did not end within {self._step_s:g} s; all specs have run"
         if control is None:
             return f"a rank {waited}: not every rank that was launched is there"
         others = [

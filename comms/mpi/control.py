@@ -84,7 +84,11 @@ class Control:
         return words
 
     def close(self) -> None:
-        """End the relay between hosts, when every rank is done; all ranks must come."""
+        """End the relay between hosts, when every rank is done; all ranks must come.
+
+        Raises:
+            TimeoutFailure: MPI does not return to it, and so cannot be ended.
+        """
         if self._relay is not None:
             self._relay.close()
 
@@ -105,7 +109,8 @@ class Control:
                 told from the next one's.
         """
         with self._lock:
-            self._words[_ABORT] = 0
+            # Of a job that ends no kernel runs again.
+            self._words[_ABORT] = int(self.exit_code() != 0)
             self._words[_GENERATION] = generation
 
     def set_turn(self, turn: int) -> None:
@@ -207,11 +212,11 @@ class Control:
 
     def all_leaving(self) -> bool:
         """Return whether every rank, of all hosts, ends, is done or is dead."""
-        if not self._are_leaving():
-            return False
-        if self._relay is not None and not self._words[_HOSTS_LEAVING]:
+        if self._relay is None:
+            return self._are_leaving()
+        if not self._words[_HOSTS_LEAVING]:
             self._tell_for_dead()
-        return self._relay is None or bool(self._words[_HOSTS_LEAVING])
+        return self._are_leaving() and bool(self._words[_HOSTS_LEAVING])
 
     def _are_leaving(self) -> bool:
         rows = [self._row(rank) for rank in self.ranks]

@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from comms.errors import UsageError
+from comms.errors import TimeoutFailure, UsageError
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -26,6 +27,8 @@ _LOOK_S = 0.02
 _POLL_S = 0.002
 #: How long the end of a good job waits for hosts that do not answer.
 _END_S = 2.0
+#: How long its thread may take to end: two such waits, and a step.
+_JOIN_S = 3 * _END_S
 _TAG = 1
 
 
@@ -120,14 +123,24 @@ class Relay:
         """End the relay when all ranks have nothing more to tell; all ranks must come.
 
         The communicator is left to MPI's end: a host that does not answer holds up nobody for long.
+
+        Raises:
+            TimeoutFailure: MPI does not return to the relay, and so cannot be ended.
         """
         if self._thread is None:
             self._meet(lambda: None)
-        else:
-            self._is_ending.set()
-            self._thread.join(2 * _END_S)
+            return
+        self._is_ending.set()
+        self._thread.join(_JOIN_S)
+        if self._thread.is_alive():
+            raise TimeoutFailure(
+                f"MPI has not returned for {_JOIN_S:g} s from a message between hosts; all specs "
+                "have run"
+            )
 
     def _run(self) -> None:
+        from mpi4py import MPI
+
         while not self._is_ending.wait(_LOOK_S):
             self._step()
         deadline = time.monotonic() + _END_S
@@ -135,7 +148,10 @@ class Relay:
             time.sleep(_POLL_S)
         # A message that is done was received: after the meeting none is under way.
         self._meet(self._hear)
-        self._hearing.Cancel()
+        if self._hearing is not None:
+            with suppress(MPI.Exception):
+                self._hearing.Cancel()
+                self._hearing.Wait()
 
     def _step(self) -> bool:
         """Receive and send what there is; return whether all hosts have this one's state."""
@@ -151,18 +167,25 @@ class Relay:
 
         status = MPI.Status()
         while True:
-            if self._hearing is None:
-                self._hearing = self._comm.Irecv(self._heard, MPI.ANY_SOURCE, _TAG)
-            if not self._hearing.Test(status):
+            try:
+                if self._hearing is None:
+                    self._hearing = self._comm.Irecv(self._heard, MPI.ANY_SOURCE, _TAG)
+                if not self._hearing.Test(status):
+                    return
+            except MPI.Exception:
+                # As in `tell`; the next step hears the hosts that are left.
+                self._hearing = None
                 return
             self._hearing = None
-            state = State(*self._heard.tolist())
-            self._page.adopt(state)
-            if state.is_leaving:
-                self._staying.discard(state.host)
-            if (dead := self._hosts.index(state.host)) != status.source and dead in self._peers:
-                # Another rank speaks for its host: the first one hears nothing any more.
-                self._peers.remove(dead)
+            self._take(State(*self._heard.tolist()), status.source)
+
+    def _take(self, state: State, source: int) -> None:
+        self._page.adopt(state)
+        if state.is_leaving:
+            self._staying.discard(state.host)
+        if (dead := self._hosts.index(state.host)) != source and dead in self._peers:
+            # Another rank speaks for its host: the first one hears nothing any more.
+            self._peers.remove(dead)
 
     def _tell_one(self, peer: int, state: State) -> None:
         sent = self._under_way.get(peer)
@@ -177,12 +200,15 @@ class Relay:
             self._under_way[peer] = _Sent(self._comm.Issend(words, peer, _TAG), words, state)
 
     def _meet(self, meanwhile: Callable[[], None]) -> None:
-        """Wait for the relays of all ranks, but not for ever."""
+        """Wait for the relays of all ranks, but not for ever, nor for a host that is gone."""
+        from mpi4py import MPI
+
         deadline = time.monotonic() + _END_S
-        request = self._comm.Ibarrier()
-        while not request.Test() and time.monotonic() < deadline:
-            meanwhile()
-            time.sleep(_POLL_S)
+        with suppress(MPI.Exception):
+            request = self._comm.Ibarrier()
+            while not request.Test() and time.monotonic() < deadline:
+                meanwhile()
+                time.sleep(_POLL_S)
 
 
 def check_threads(library: str) -> None:
