@@ -67,6 +67,14 @@ def _environments(module: llvm.ModuleRef) -> list[Environment]:
 
 
 class _WholeLibrary(JITCodeLibrary):
+    def _optimize_final_module(self) -> None:
+        super()._optimize_final_module()
+        # Where code of several processes is loaded, functions may share a name: Numba numbers them
+        # in each process anew. The loader would take the first of them for all.
+        for function in self._final_module.functions:
+            if function.linkage == llvm.Linkage.linkonce_odr:
+                function.linkage = llvm.Linkage.internal
+
     def finalize(self) -> None:
         super().finalize()
         for environment in _environments(self._final_module):

@@ -1,12 +1,16 @@
 """Parts and wholes: what is compiled once, what is kept, and that the result is right."""
 
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from numba import njit, types
+from numba.core.bytecode import FunctionIdentity
 
 from comms.parts import WholeCompiler, part
 
@@ -73,6 +77,33 @@ def test_an_error_in_a_part_is_raised() -> None:
 @part
 def divided(first: int, second: int) -> int:
     return first // second
+
+
+def _counter(least: int) -> Any:  # noqa: ANN401
+    @part
+    def count(value: int) -> int:
+        # Called twice: no compiler makes it a part of its callers.
+        return least if value < 2 else count(value - 1) + count(value - 2)
+
+    return count
+
+
+def test_parts_of_one_name_are_their_wholes_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(least: int) -> Callable[[int], int]:
+        count = _counter(least)
+        # Numba numbers names in each process anew: of code that two of them have kept, both parts
+        # may have one name.
+        with monkeypatch.context() as patch:
+            patch.setattr(FunctionIdentity, "_unique_ids", itertools.count(10**6))
+            count.compile((types.int64,))
+
+        @whole
+        def run(value: int) -> int:
+            return count(value)
+
+        return run
+
+    assert [run(6) for run in [compiled(1), compiled(100)]] == [13, 1300]
 
 
 _MODULE = """
