@@ -166,11 +166,34 @@ class Workload:
         }
 
 
-def _rows(pool: Bytes, layout: RowLayout, *, rank: int, num_rows: int, salt: int) -> Bytes:
+class _Pool:
+    """The rows that all rows of a check repeat, made when they are first asked for."""
+
+    def __init__(self, key: int, layout: RowLayout) -> None:
+        self._key = key
+        self._layout = layout
+        self._rows = np.zeros((POOL_ROWS, layout.stride_bytes), np.uint8)
+        self._is_made = np.zeros(POOL_ROWS, np.bool_)
+
+    def take(self, numbers: npt.NDArray[np.int64]) -> Bytes:
+        """Return a copy of rows, uint8 `(len(numbers), layout.stride_bytes)`."""
+        missing = np.unique(numbers[~self._is_made[numbers]])
+        if missing.size:
+            self._rows[missing] = _values(self._key, self._layout, missing)
+            self._is_made[missing] = True
+        return self._rows[numbers]
+
+
+@lru_cache(maxsize=8)
+def _pool(key: int, layout: RowLayout) -> _Pool:
+    return _Pool(key, layout)
+
+
+def _rows(pool: _Pool, layout: RowLayout, *, rank: int, num_rows: int, salt: int) -> Bytes:
     numbers = np.arange(num_rows, dtype=np.int64)
     # An odd step visits the whole pool before it repeats; ranks start at different places.
     start = stream_key(rank) % POOL_ROWS
-    rows = pool[(start + 167 * numbers) % POOL_ROWS]
+    rows = pool.take((start + 167 * numbers) % POOL_ROWS)
     shifts = dict.fromkeys(_STAMP, 0)
     values = {"row": numbers, "rank": np.array([rank]), "salt": np.array([salt & 0xFFF])}
     for element, part in enumerate(_STAMP[: layout.moved]):
@@ -188,9 +211,8 @@ def _bf16_bytes(digit: npt.NDArray[np.int64]) -> Bytes:
     return codes.astype(np.uint16)[:, None].view(np.uint8)
 
 
-@lru_cache(maxsize=8)
-def _pool(key: int, layout: RowLayout) -> Bytes:
-    """Return the rows that all rows of a check repeat, uint8 `(POOL_ROWS, layout.stride_bytes)`.
+def _values(key: int, layout: RowLayout, numbers: npt.NDArray[np.int64]) -> Bytes:
+    """Return rows of a pool, uint8 `(len(numbers), layout.stride_bytes)`.
 
     Groups of 128 elements differ in scale by powers of two; of 32 groups one is zero and one about
     BF16's least normal number, half of it subnormal. One element in 16 is a zero of either sign. A
@@ -198,11 +220,10 @@ def _pool(key: int, layout: RowLayout) -> Bytes:
     """
     elements = layout.kept_elements().astype(np.uint64)
     num_groups = np.uint64(-(-layout.hidden // SCALE_GROUP))
-    row = np.arange(POOL_ROWS, dtype=np.uint64)[:, None]
+    row = numbers.astype(np.uint64)[:, None]
     element_words = words_at(stream_key(key, 0), row * np.uint64(layout.hidden) + elements)
-    group_words = words_at(
-        stream_key(key, 1), row * num_groups + elements // np.uint64(SCALE_GROUP)
-    )
+    groups, group_of = np.unique(elements // np.uint64(SCALE_GROUP), return_inverse=True)
+    group_words = words_at(stream_key(key, 1), row * num_groups + groups)[:, group_of]
     # 24 bits: exact in float32, then rounded by the row's type.
     values = (element_words & np.uint64(0xFFFFFF)).astype(np.float32)
     values *= (element_words >> np.uint64(60)) > 0
@@ -220,6 +241,4 @@ def _pool(key: int, layout: RowLayout) -> Bytes:
         exponent = np.where(swallowing, np.int32(-24), exponent)
     exponent = np.where(kind == 1, np.int32(-149), exponent)
     values *= kind > 0
-    rows = quantize_rows(np.ldexp(values, exponent), layout)
-    rows.setflags(write=False)
-    return rows
+    return quantize_rows(np.ldexp(values, exponent), layout)
