@@ -7,6 +7,8 @@ UV := $(shell command -v uv 2>/dev/null)
 # The MPI that is installed beside epbench: mpi (Open MPI's wheel), mpich, or nothing where the machine brings its own.
 MPI := mpi
 COMMA := ,
+# Of the tests: one more than cores, as many tests wait for processes.
+WORKERS = $(shell $(PYTHON) -c "import os; print(min(os.cpu_count(), 3) + 1)")
 
 ifneq ($(UV),)
 create = $(UV) venv --quiet --clear --seed --python $(PYTHON) $(VENV)
@@ -34,7 +36,7 @@ test: $(VENV)/.dev-$(MPI)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -73,7 +73,7 @@ def _case_of(name: str, kernel: str) -> KernelCase:
 
 
 def _points_of(turn: int, name: str) -> Iterator[Key]:
-    """Return the runs of a case: every kernel in the largest world, some in a smaller one.
+    """Return the runs of a case: in the largest world, and of ours the other form in a smaller one.
 
     Args:
         turn: number of the case; neighbours take turns in smaller worlds and forms.
@@ -89,13 +89,13 @@ def _points_of(turn: int, name: str) -> Iterator[Key]:
                 smaller.clear()
             if (kernel, variant) in _LARGEST_ONLY:
                 smaller.clear()
-            turned = case.forms[turn % len(case.forms)]
+            is_ours = (kernel, variant) not in (*_BASELINES, *_MODELS)
+            turned, other = (case.forms[(turn + step) % len(case.forms)] for step in range(2))
             if world_size == largest:
-                is_ours = (kernel, variant) not in (*_BASELINES, *_MODELS)
-                forms = case.forms if is_ours else (turned,)
+                forms = case.forms if is_ours and not smaller else (turned,)
                 yield from ((name, world_size, kernel, variant, form) for form in forms)
             elif smaller and world_size == smaller[turn % len(smaller)]:
-                yield (name, world_size, kernel, variant, turned)
+                yield (name, world_size, kernel, variant, other)
 
 
 POINTS = [point for turn, name in enumerate(_ALL) for point in _points_of(turn, name)]
