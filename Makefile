@@ -7,8 +7,8 @@ UV := $(shell command -v uv 2>/dev/null)
 # The MPI that is installed beside epbench: mpi (Open MPI's wheel), mpich, or nothing where the machine brings its own.
 MPI := mpi
 COMMA := ,
-# Of the tests: one more than cores, as many tests wait for processes.
-WORKERS = $(shell $(PYTHON) -c "import os; print(min(os.cpu_count(), 3) + 1)")
+# Of the tests: one more than cores, as many tests wait for processes, and four at most.
+WORKERS = $(shell $(BIN)/python -c "import os; print(min(os.cpu_count(), 3) + 1)")
 
 ifneq ($(UV),)
 create = $(UV) venv --quiet --clear --seed --python $(PYTHON) $(VENV)

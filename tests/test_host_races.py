@@ -160,6 +160,41 @@ def test_a_world_has_no_race_whenever_bulk_copies_happen(bulk_times: BulkTimes) 
     assert is_right
 
 
+_DATA, _VALUES, _ENOUGH = 1024, 1088, 1
+#: Of one warp, for a flag that another writes last; then every lane reads what it wrote before.
+_WAITS: dict[str, Step] = {
+    "ge": ("wait_ge", FLAGS, _ENOUGH, 1),
+    "any": ("wait_any", FLAGS, 8, at(_VALUES), 1, 0, 2),
+    "all": ("wait_all", FLAGS, 8, 1, _ENOUGH, 3),
+}
+_ORDERS = {
+    "ge": "  sync_warp();  // orders what the other lanes read after what lane 0 has acquired\n",
+    "any": "        sync_warp();  // as in wait_ge: the flag's lane has acquired for all\n",
+    "all": "  sync_warp();  // as in wait_ge: every lane has acquired for all\n",
+}
+
+
+def _read_after(wait: str, mutation: Mutation | None = None) -> Outcome:
+    memory = windows(1, 4096)
+    memory[0].view(np.int64)[_VALUES // 8] = _ENOUGH
+    programs: Programs = {
+        (0, 0, 0): [_WAITS[wait], ("load_i32", at(_DATA))],
+        (0, 0, 1): [("store_i32", at(_DATA), 7), ("store_release", 0, FLAGS, _ENOUGH)],
+    }
+    return launch_watched(programs, memory, "thread", num_warps=2, mutation=mutation, limit_s=2)
+
+
+@pytest.mark.parametrize("wait", _WAITS)
+def test_a_wait_of_one_lane_orders_what_all_lanes_read(wait: str) -> None:
+    assert _read_after(wait).is_clean
+
+
+@pytest.mark.parametrize("wait", _WAITS)
+def test_a_wait_that_orders_for_its_lane_only_is_told(wait: str) -> None:
+    outcome = _read_after(wait, Mutation("cuh/waits.cuh", _ORDERS[wait], ""))
+    assert "data race" in outcome.found, outcome
+
+
 def test_turns_in_any_order_give_the_same() -> None:
     for seed in range(20):
         memory = _memory()

@@ -27,6 +27,8 @@ _POLL_S = 0.002
 _SIMULATION_S = 180.0
 #: What a GPU's first call may take, which starts its driver where nothing else has.
 _GPU_S = 120.0
+#: More than hosts wait for each other at the end (comms/mpi/relay.py).
+_RELAY_S = 10.0
 
 
 class Sink(Protocol):
@@ -99,6 +101,7 @@ def run_rank(
     exit_code: int = ranks.comm.bcast(close(sink) if sink is not None else 0)
     ranks.comm.Barrier()
     control.set_done()
+    supervisor.watch("the end of messages between hosts", _RELAY_S)
     control.close()
     supervisor.detach()
     if needs_mpi:

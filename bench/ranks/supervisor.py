@@ -63,7 +63,7 @@ class Supervisor:
         self._parent = parent
         self._lock = threading.RLock()
         self._is_saved = False
-        self._has_met = False
+        self._is_detached = False
         self._signal: int | None = None
         self._signalled = 0.0
         self._stage = "start"
@@ -89,7 +89,8 @@ class Supervisor:
         """Look at the shared page no more: every spec has run, and MPI takes it away."""
         with self._lock:
             self.control = None
-            self._has_met = True
+            self._is_detached = True
+        self.watch("MPI's end")
 
     def rest(self) -> None:
         """Note that the work waits for its turn, for as long as that takes."""
@@ -152,7 +153,7 @@ class Supervisor:
     def _describe_late(self) -> str:
         waited = f"made no step for {self._step_s:g} s at {self._stage}"
         control = self.control
-        if control is None and self._has_met:
+        if self._is_detached:
             return f"MPI did not end within {self._step_s:g} s; all specs have run"
         if control is None:
             return f"a rank {waited}: not every rank that was launched is there"
@@ -172,7 +173,7 @@ class Supervisor:
                 self._leave(self.control.exit_code())
         kept = self._save()
         if self.control is None:
-            # The ranks have not met: there is no page to tell who ends the job.
+            # The ranks have not met, or meet no more: no page tells who ends the job.
             let_first_speak()
         self._tell(exit_code, f"{sentence}; {kept}" if kept else sentence)
         self._leave(exit_code)

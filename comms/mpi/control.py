@@ -109,9 +109,11 @@ class Control:
                 told from the next one's.
         """
         with self._lock:
-            # Of a job that ends no kernel runs again.
-            self._words[_ABORT] = int(self.exit_code() != 0)
+            self._words[_ABORT] = 0
             self._words[_GENERATION] = generation
+            # Of a job that ends no kernel runs again, whenever a rank has claimed it.
+            if self.exit_code():
+                self._words[_ABORT] = 1
 
     def set_turn(self, turn: int) -> None:
         """Let ranks go on that wait for their turn."""
@@ -126,8 +128,8 @@ class Control:
 
         The first of its host: see `is_told_elsewhere`.
         """
-        self._words[_ABORT] = 1
         was = self._claim(int(self._words.ctypes.data) + 8 * _EXIT, exit_code)
+        self._words[_ABORT] = 1
         return bool(was == 0)
 
     def is_told_elsewhere(self) -> bool:
@@ -174,7 +176,9 @@ class Control:
         with self._lock:
             if state.generation > words[_GENERATION]:
                 words[_GENERATION] = state.generation
-                words[_ABORT] = state.is_aborted or int(self.exit_code() != 0)
+                words[_ABORT] = state.is_aborted
+                if self.exit_code():
+                    words[_ABORT] = 1
             elif state.generation == words[_GENERATION] and state.is_aborted:
                 words[_ABORT] = words[_ABORT] or 1
             if state.host == 0:

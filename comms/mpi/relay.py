@@ -1,8 +1,8 @@
 """What the pages of several hosts tell each other: turns, and the ends of kernels and of the job.
 
 On the first rank of each host a thread looks at the page and sends what has changed to the first
-ranks of the other hosts. It makes no MPI call that waits: a host may be gone. A message says all
-that its host has to say, so a later one stands for those before it.
+ranks of the other hosts. It makes no MPI call that waits for another host: one may be gone. A
+message says all that its host has to say, so a later one stands for those before it.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ class CudaDevice(MeasuredDevice):
             return
         word = ctypes.c_int64.from_address(self._options.limits.abort_address)
         if not word.value:
-            self._library.check()
+            self._library.check(hosts_meet=self._memory.hosts is not None)
             return
         self._is_told = True
         self._memory.abort.end()

@@ -60,12 +60,14 @@ class CardLibrary:
         self._kept: dict[str, RowSplits] = {}
         self._settings = protocol.settings(shape)
         self._calls: Any = None
+        self._uses_nccl = False
         if protocol.library is None:
             return
         wanted = protocol.library(shape)
         if wanted.name == "mpi":
             self._calls = mpi_collectives(self._comm, stream)
             return
+        self._uses_nccl = True
         try:
             self._calls = nccl_collectives(nccl.get(), wanted, rank=ranks.rank, stream=stream)
         except UsageError as error:
@@ -91,13 +93,16 @@ class CardLibrary:
                 raise
             raise RuntimeFailure(f"MPI failed in {step.name}: {error}") from error
 
-    def check(self) -> None:
+    def check(self, *, hosts_meet: bool) -> None:
         """Look for what NCCL finds on its own threads: a kernel of it may never end by that.
+
+        Args:
+            hosts_meet: whether NCCL is used besides, where hosts meet.
 
         Raises:
             RuntimeFailure: NCCL has failed.
         """
-        if self._calls is not None:
+        if self._uses_nccl or hosts_meet:
             self._nccl.check()
 
     def abort(self) -> None:

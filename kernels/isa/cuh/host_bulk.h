@@ -6,8 +6,11 @@
 
 namespace ep {
 
-// GPUs elect which lane they like: here it is one that nothing else is done by.
-EP_FN bool is_elected() { return lane_id() == LANES - 1; }
+// GPUs elect which lane they like: here it is one that nothing else is done by. All must come.
+EP_FN bool is_elected() {
+  ballot(true);
+  return lane_id() == LANES - 1;
+}
 EP_FN void init_barrier(u64* barrier, u32 count) { host::init_barrier(barrier, count); }
 EP_FN void publish_barriers() { host::publish_barriers(); }
 EP_FN void expect_bytes(u64* barrier, u32 num_bytes) { host::arrive_barrier(barrier, num_bytes); }

@@ -61,7 +61,8 @@ EP_FN void leave_if(i32 cause, i64 offset, i64 seen, i64 wanted, i64 line) {
 EP_FN void leave_if_spent(Patience& patience, u32 late, i64 offset, i64 seen, i64 wanted,
                           i64 line) {
   const i32 cause = shuffle(lane_id() == 0 ? patience.spent() : 0, 0);
-  leave_if(lane_id() == first_bit(late) ? cause : 0, offset, seen, wanted, line);
+  if (cause != 0)
+    report_and_leave(lane_id() == first_bit(late) ? cause : 0, offset, seen, wanted, line);
 }
 
 EP_COLD_FN i64 wait_ge(i64 offset, i64 value, i64 line) {
