@@ -7,8 +7,6 @@ UV := $(shell command -v uv 2>/dev/null)
 # The MPI that is installed beside epbench: mpi (Open MPI's wheel), mpich, or nothing where the machine brings its own.
 MPI := mpi
 COMMA := ,
-# Of the tests: one more than cores, as many tests wait for processes, and four at most.
-WORKERS = $(shell $(BIN)/python -c "import os; print(min(os.cpu_count(), 3) + 1)")
 
 ifneq ($(UV),)
 create = $(UV) venv --quiet --clear --seed --python $(PYTHON) $(VENV)
@@ -18,7 +16,7 @@ create = $(PYTHON) -m venv --clear $(VENV)
 install = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: bench test reference family clean
+.PHONY: bench test types tests reference family clean
 
 bench: $(VENV)/.core-$(MPI)
 	@$(BIN)/epbench run --suite main
@@ -35,8 +33,13 @@ family: $(VENV)/.core-$(MPI)
 test: $(VENV)/.dev-$(MPI)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory --jobs 2 types tests
+
+types:
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+tests:
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
