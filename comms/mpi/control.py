@@ -109,11 +109,14 @@ class Control:
                 told from the next one's.
         """
         with self._lock:
-            self._words[_ABORT] = 0
-            self._words[_GENERATION] = generation
-            # Of a job that ends no kernel runs again, whenever a rank has claimed it.
-            if self.exit_code():
-                self._words[_ABORT] = 1
+            self._begin(generation, is_aborted=0)
+
+    def _begin(self, generation: int, is_aborted: int) -> None:
+        self._words[_ABORT] = is_aborted
+        self._words[_GENERATION] = generation
+        # Of a job that ends no kernel runs again, whenever a rank has claimed it.
+        if self.exit_code():
+            self._words[_ABORT] = 1
 
     def set_turn(self, turn: int) -> None:
         """Let ranks go on that wait for their turn."""
@@ -175,10 +178,7 @@ class Control:
         words = self._words
         with self._lock:
             if state.generation > words[_GENERATION]:
-                words[_GENERATION] = state.generation
-                words[_ABORT] = state.is_aborted
-                if self.exit_code():
-                    words[_ABORT] = 1
+                self._begin(state.generation, state.is_aborted)
             elif state.generation == words[_GENERATION] and state.is_aborted:
                 words[_ABORT] = words[_ABORT] or 1
             if state.host == 0:
